@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_LOOP_H
+#define WEIR_LOOP_H
+
+#include "base.h"
+#include "pool.h"
+#include "slice.h"
+
+#if defined(__cplusplus) && !defined(WEIR_PARSE)
+extern "C" {
+#endif
+
+enum weir_backend {
+    WEIR_BACKEND_AUTO = 0,
+    WEIR_BACKEND_URING_INCREMENTAL = 1,
+    WEIR_BACKEND_URING_CLASSIC = 2
+};
+
+enum weir_loop_flags {
+    WEIR_LOOP_KEEP_RUNNING = 1 /* run returns only on stop, not when nothing is open (workers fed by post) */
+};
+
+/* Memory for one loop. Kept by pointer, like every table; callable from any thread until the last slice of
+ * the loop's pools is gone, which may be after the loop. */
+typedef struct weir_allocator {
+    size_t size; /* sizeof(weir_allocator) */
+    void *(*alloc)(size_t size, size_t alignment, void *userdata);
+    void (*free)(void *memory, size_t size, size_t alignment, void *userdata);
+    void *userdata;
+} weir_allocator;
+
+typedef struct weir_loop_options {
+    size_t size;                     /* sizeof(weir_loop_options) */
+    uint32_t backend;                /* enum weir_backend; not AUTO: exactly that, or the error */
+    uint32_t flags;                  /* WEIR_LOOP_* */
+    const weir_pool_options *pool;   /* of the loop's own pool */
+    const weir_allocator *allocator; /* default: mimalloc or libc, as built */
+    uint32_t max_streams;            /* default 1,000,000 */
+    uint32_t max_turn_events;        /* events between two looks at the kernel; default 1024 */
+    char *reason;                    /* out: on failure a sentence that says why */
+    size_t reason_size;              /* WEIR_REASON_SIZE is enough */
+} weir_loop_options;
+
+typedef struct weir_loop_info {
+    size_t size;                      /* in: sizeof(weir_loop_info) */
+    uint32_t backend;                 /* what runs */
+    uint32_t asked;                   /* what was asked for */
+    uint64_t features;                /* WEIR_FEATURE_* */
+    char reason[WEIR_REASON_SIZE];    /* why not a better one, for a log line; "" if there is none */
+} weir_loop_info;
+
+enum weir_feature {
+    WEIR_FEATURE_DEFER_TASKRUN = 1, /* completions are produced only when the loop asks for them */
+    WEIR_FEATURE_NO_IOWAIT = 16     /* an idle loop does not show as iowait */
+};
+
+typedef struct weir_loop_stats {
+    size_t size;             /* in: sizeof(weir_loop_stats) */
+    uint64_t turns;
+    uint64_t enters;         /* io_uring_enter calls */
+    uint64_t completions;    /* that the kernel posted */
+    uint64_t overflows;      /* times the completion queue was found overflown */
+    uint64_t rearms;         /* multishot operations started again after the kernel ended them */
+    uint64_t slices;         /* received */
+    uint64_t bytes_in, bytes_out;
+    uint64_t bytes_copied;   /* by weir, between the kernel and a callback or back: copied writes, keep */
+    uint64_t accepted;       /* connections */
+    uint64_t accept_stalls;  /* times accepting rested for want of descriptors */
+    uint64_t posts;          /* run */
+    uint64_t wakes;          /* system calls made to wake this loop */
+    uint32_t streams_open;   /* also unstarted and closing ones */
+    uint32_t streams_unstarted;
+    uint32_t listeners_open;
+    uint32_t timers_started;
+} weir_loop_stats;
+
+typedef void (*weir_post_fn)(weir_loop *loop, void *userdata);
+
+/* ---- life ------------------------------------------------------------------------------------------- */
+
+/**
+ * weir_loop_new() - a loop, its kernel objects and its pool
+ * @options:  NULL for the defaults
+ * @ret_loop: the loop
+ *
+ * Probes the kernel and picks how to run; weir_loop_get_info() says what and why.
+ *
+ * Ownership: on success yours, to be closed and then unref'ed. A loop that is only unref'ed leaks: nobody
+ *            would have been there to hear its on_close.
+ * Context:   any thread; not yet bound to one. No callback.
+ * Return:    0; -ENOSYS, -EPERM: the mode asked for is not to be had (@options->reason says why); -ENOMEM;
+ *            -EMFILE, -ENFILE; -EINVAL, -E2BIG: @options.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_loop_new(const weir_loop_options *options, weir_loop **ret_loop);
+
+/** weir_loop_ref() - any thread; returns @loop. Threads that post hold one. */
+WEIR_API weir_loop *weir_loop_ref(weir_loop *loop);
+
+/** weir_loop_unref() - any thread; NULL is fine; returns NULL. Frees a closed loop. */
+WEIR_API weir_loop *weir_loop_unref(weir_loop *loop);
+
+/**
+ * weir_loop_close() - end everything, hear every on_close, leave the kernel clean
+ * @loop: NULL is fine
+ *
+ * Listeners close, streams abort (reason WEIR_CLOSE_LOOP), posts already taken run, on_close comes for each,
+ * descriptors close, the kernel gives up the buffers. Slices you hold stay good. From then on every call but
+ * ref, unref and get answers -ESHUTDOWN. For a gentle end: weir_loop_drain(), run, then this.
+ *
+ * Ownership: the loop's own reference is dropped; yours stays.
+ * Context:   the loop's thread, outside callbacks; callbacks run inside it. Binds an unbound loop.
+ * Return:    0, also when it is closed already; -EPERM: wrong thread; -EBUSY: in a callback (stop instead);
+ *            -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API int weir_loop_close(weir_loop *loop);
+
+/* ---- running ---------------------------------------------------------------------------------------- */
+
+/**
+ * weir_loop_run() - run until stopped, drained, or nothing is left open
+ * @loop: the loop
+ *
+ * Streams, listeners, started timers and posts keep it running.
+ *
+ * Context:   binds the loop to this thread. Callbacks run inside it.
+ * Return:    0; -EPERM: another thread's loop; -EBUSY: already running; -ESHUTDOWN; -ECHILD; -EINVAL: NULL; or
+ *            what the kernel said (-ENOMEM), after which it may be called again.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_loop_run(weir_loop *loop);
+
+/** weir_loop_run_once() - one turn, asleep for at most @timeout_ns (0 not at all, WEIR_NEVER). Return: 1 if
+ * something is still open, else 0; errors as weir_loop_run(). */
+WEIR_API WEIR_MUST_CHECK int weir_loop_run_once(weir_loop *loop, int64_t timeout_ns);
+
+/** weir_loop_stop() - make run (or run_once) return after this turn; if none runs, the next one
+ * returns at once. Any thread that holds @loop, and signal handlers. */
+WEIR_API void weir_loop_stop(weir_loop *loop);
+
+/**
+ * weir_loop_drain() - let what is open finish, but not for ever
+ * @loop:     the loop
+ * @grace_ns: then what is still open is aborted; WEIR_NEVER
+ *
+ * Listeners close at once and none can be opened (-ESHUTDOWN); streams go on until they end by themselves, and
+ * dial and adopt still work, for what is open may need them. Run returns when the last stream is closed (also
+ * one that was not started), whatever timers are left. What a server does on SIGTERM; a second call may
+ * shorten the grace, not lengthen it.
+ *
+ * Context:   the loop's thread; callbacks come later.
+ * Return:    0; -EPERM; -ESHUTDOWN; -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns);
+
+/**
+ * weir_loop_post() - run a function on the loop's thread
+ * @loop:     a loop that the caller holds a reference on
+ * @function: needed
+ *
+ * Posts of one thread run in their order. A sleeping loop is woken, a running one is not disturbed.
+ *
+ * Ownership: 0 is a promise that @function runs exactly once, at the latest inside weir_loop_close(); so
+ *            @userdata may be handed over with it. On failure it never runs.
+ * Context:   any thread, also the loop's own (then it runs in the next turn). Allocates a little.
+ * Return:    0; -ESHUTDOWN: closed or closing; -ENOMEM; -EINVAL; -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_loop_post(weir_loop *loop, weir_post_fn function, void *userdata);
+
+/* ---- asking ----------------------------------------------------------------------------------------- */
+
+/** weir_loop_is_idle() - 1 when nothing is open that would keep run going, else 0. */
+WEIR_API int weir_loop_is_idle(const weir_loop *loop);
+/** weir_loop_is_own_thread() - 1 on the loop's thread, or while it has none. Any thread. */
+WEIR_API int weir_loop_is_own_thread(const weir_loop *loop);
+/** weir_loop_get_now() - monotonic ns as of this turn. */
+WEIR_API int64_t weir_loop_get_now(const weir_loop *loop);
+/** weir_loop_get_pool() - borrowed; ref it for another thread. */
+WEIR_API weir_pool *weir_loop_get_pool(weir_loop *loop);
+/** weir_loop_get_info() - what runs and why. Fills @info up to the size in it. 0; -EINVAL. */
+WEIR_API int weir_loop_get_info(const weir_loop *loop, weir_loop_info *info);
+/** weir_loop_get_stats() - 0; -EINVAL; -EPERM. */
+WEIR_API int weir_loop_get_stats(const weir_loop *loop, weir_loop_stats *stats);
+#if defined(__cplusplus) && !defined(WEIR_PARSE)
+}
+#endif
+#endif

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_STREAM_H
+#define WEIR_STREAM_H
+
+#include "base.h"
+#include "slice.h"
+
+#if defined(__cplusplus) && !defined(WEIR_PARSE)
+extern "C" {
+#endif
+
+/*
+ * A stream is a TCP or Unix stream socket, or one that is on its way.
+ *
+ *   dial, adopt, on_accept ─▶ UNSTARTED ─start─▶ [CONNECTING ─▶ on_open] ─▶ OPEN
+ *                                 │                                          │ close, abort, error
+ *                                 └─detach─▶ fd        CLOSED ◀─ on_close ◀─ CLOSING
+ *
+ * Until start a stream is yours and says nothing, not even that it failed: start it (its events follow), detach it,
+ * or close it (then no on_close comes; do not use the handle after). It may wait as long as you like, for another
+ * connection say; only its connect timeout runs, so do not forget it: streams_unstarted counts them.
+ * From start until on_close has returned weir keeps it alive; an application that never refs never unrefs.
+ */
+
+enum weir_stream_state {
+    WEIR_STREAM_UNSTARTED = 0,
+    WEIR_STREAM_CONNECTING = 1,
+    WEIR_STREAM_OPEN = 2,
+    WEIR_STREAM_CLOSING = 3,
+    WEIR_STREAM_CLOSED = 4
+};
+
+enum weir_close_reason {
+    WEIR_CLOSE_LOCAL = 1,    /* weir_stream_close, all of it sent */
+    WEIR_CLOSE_PEER = 2,     /* the peer ended and nothing was lost */
+    WEIR_CLOSE_ABORT = 3,    /* weir_stream_abort */
+    WEIR_CLOSE_ERROR = 4,    /* error says which */
+    WEIR_CLOSE_CONNECT = 5,  /* never connected; error says why (-ETIMEDOUT, -ECONNREFUSED, ...) */
+    WEIR_CLOSE_LINGER = 8,   /* weir_stream_close, and the peer did not end in time: reset */
+    WEIR_CLOSE_DRAIN = 10,   /* weir_loop_drain's grace is over */
+    WEIR_CLOSE_LOOP = 11     /* weir_loop_close */
+};
+
+/*
+ * What a stream tells. static const, kept by pointer. Any member may be NULL:
+ *   on_open   a dialled stream is connected (accepted and adopted ones are from the start)
+ *   on_data   one slice, borrowed for the callback. NULL: there is no demand and nothing is read; its end is
+ *             not noticed meanwhile, as if it were paused
+ *   on_end    the peer sends no more; writing goes on. NULL: weir_stream_close()
+ *   on_drain  after WEIR_WRITE_FULL: the queue has fallen to the low mark
+ *   on_close  last, once. reason: enum weir_close_reason; error: 0 or -errno
+ */
+typedef struct weir_stream_callbacks {
+    size_t size; /* sizeof(weir_stream_callbacks) */
+    void (*on_open)(weir_stream *stream, void *userdata);
+    void (*on_data)(weir_stream *stream, const weir_slice *slice, void *userdata);
+    void (*on_end)(weir_stream *stream, void *userdata);
+    void (*on_drain)(weir_stream *stream, void *userdata);
+    void (*on_close)(weir_stream *stream, int reason, int error, void *userdata);
+} weir_stream_callbacks;
+
+enum weir_stream_flags {
+    WEIR_STREAM_NAGLE = 2,    /* TCP_NODELAY is on by default */
+    WEIR_STREAM_KEEPALIVE = 4 /* SO_KEEPALIVE */
+};
+
+/* Read by dial and adopt, and by a listener for each stream it accepts. */
+typedef struct weir_stream_options {
+    size_t size;                /* sizeof(weir_stream_options) */
+    uint32_t flags;             /* WEIR_STREAM_* */
+    uint32_t reserved;          /* 0 */
+    uint64_t queue_limit_bytes; /* a write beyond is refused; default 16 MiB */
+    uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB */
+    uint64_t queue_low_bytes;   /* on_drain; default a quarter of high */
+    int64_t connect_timeout_ns; /* default 30 s */
+    int64_t linger_timeout_ns;  /* weir_stream_close waits so long for the peer; default 10 s */
+} weir_stream_options;
+
+typedef struct weir_stream_stats {
+    size_t size; /* in: sizeof(weir_stream_stats) */
+    uint64_t bytes_in, bytes_out; /* received from, and taken by, the kernel */
+    uint64_t bytes_copied;        /* copied by weir_stream_write, or from uncounted bytes */
+    uint64_t slices;              /* received */
+    uint64_t queued_bytes;        /* written and not yet taken by the kernel */
+    uint64_t queue_peak_bytes;    /* the most that ever was */
+    uint64_t staged_bytes;        /* received while paused, not yet delivered */
+} weir_stream_stats;
+
+/* ---- getting one ------------------------------------------------------------------------------------ */
+
+/**
+ * weir_stream_dial() - begin to connect
+ * @loop:       the loop
+ * @address:    numeric: 127.0.0.1:80, [::1]:80, [fe80::1%eth0]:80, unix:/path, unix:@abstract
+ * @options:    NULL for the defaults
+ * @ret_stream: the stream; start it in this turn or later, on_open or on_close follows the start
+ *
+ * Writes are queued until it is connected.
+ *
+ * Ownership: @ret_stream is yours until started, and then weir's (see above).
+ * Context:   loop's thread; no callback. Also before the loop first runs.
+ * Return:    0; -EINVAL: not an address, or @options; -EMFILE, -ENFILE; -ENOMEM; -EUSERS: max_streams;
+ *            -ESHUTDOWN: the loop is closed; -EAFNOSUPPORT. A refused or unreachable peer comes through on_close.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_dial(weir_loop *loop, const char *address,
+                                              const weir_stream_options *options, weir_stream **ret_stream);
+
+/**
+ * weir_stream_adopt() - make a stream of a connected socket
+ * @fd: connected stream socket, TCP or Unix; made non-blocking and close-on-exec
+ *
+ * Ownership: on success @fd is weir's and never to be closed by you; on failure it stays yours.
+ * Context:   loop's thread; no callback.
+ * Return:    0; -EBADF; -ENOTSOCK; -EPROTOTYPE: not a stream socket; -ENOTCONN; -EUSERS: max_streams; -ENOMEM; -EINVAL; -ESHUTDOWN.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_adopt(weir_loop *loop, int fd, const weir_stream_options *options,
+                                               weir_stream **ret_stream);
+
+/**
+ * weir_stream_detach() - take the socket out of a stream that was not started
+ * @stream: yours still
+ * @ret_fd: its descriptor, non-blocking, close-on-exec
+ *
+ * Nothing has been read from it, so another loop (through weir_loop_post), process or library goes on from
+ * the first byte.
+ *
+ * Ownership: @ret_fd is yours to close. The stream ends without on_close; its handle as if it had been closed.
+ * Context:   loop's thread; no callback.
+ * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, or writes are queued; -EPERM.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_detach(weir_stream *stream, int *ret_fd);
+
+/**
+ * weir_stream_start() - say who listens, and begin
+ * @stream:    yours: dialled, adopted or accepted
+ * @callbacks: static table, kept by pointer
+ * @userdata:  given to each of them
+ *
+ * From here on weir keeps the stream alive, and on_close comes exactly once.
+ *
+ * Context:   loop's thread; no callback before it returns.
+ * Return:    0; -EALREADY: started before; -EINVAL: the table's size; -EPERM: wrong thread. All of them are
+ *            mistakes in the program (debug builds abort): it needs no memory, and a stream that failed, or
+ *            whose loop closes, starts all the same and says so in on_close. So nothing need be checked.
+ * Since:     0.1
+ */
+WEIR_API int weir_stream_start(weir_stream *stream, const weir_stream_callbacks *callbacks, void *userdata);
+
+/** weir_stream_ref() - keep the handle (not the connection) beyond on_close. Any thread. */
+WEIR_API weir_stream *weir_stream_ref(weir_stream *stream);
+/** weir_stream_unref() - any thread; NULL is fine; returns NULL. Never closes a connection. */
+WEIR_API weir_stream *weir_stream_unref(weir_stream *stream);
+
+/* ---- reading ---------------------------------------------------------------------------------------- */
+
+/**
+ * weir_stream_pause() - no on_data and no on_end after this returns
+ *
+ * What had been received already is staged, counted, and comes first after weir_stream_resume(). A
+ * reset by the peer is still noticed and closes the stream. pause and resume do not nest.
+ *
+ * Context:   loop's thread; no callback.
+ * Return:    0, also when paused or ending; -EPERM.
+ * Since:     0.1
+ */
+WEIR_API int weir_stream_pause(weir_stream *stream);
+/** weir_stream_resume() - the reverse; callbacks come later, not inside. 0; -EPERM. */
+WEIR_API int weir_stream_resume(weir_stream *stream);
+
+/* ---- writing ---------------------------------------------------------------------------------------- */
+
+enum weir_write_result {
+    WEIR_WRITE_OK = 0,
+    WEIR_WRITE_FULL = 1 /* taken, and the queue is above its high mark: on_drain will say when to go on */
+};
+
+/**
+ * weir_stream_write() - queue a copy of some bytes
+ * @data: copied before it returns
+ *
+ * One queue, one order, all or nothing, also for write_slice and write_external. Small writes
+ * coalesce. Size 0 is fine and does nothing.
+ *
+ * Context:   loop's thread, from when the stream exists; no callback.
+ * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget;
+ *            -EPIPE: shut down, closing or closed; -ENOMEM; -EPERM. On failure nothing was queued, and the
+ *            stream goes on.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_write(weir_stream *stream, const void *data, size_t size);
+
+/**
+ * weir_stream_write_slice() - queue a slice without copying it
+ * @slice: borrowed or yours, from any loop; stays what it was
+ *
+ * The queue takes a reference of its own and drops it when the kernel has let go of the bytes, so one slice
+ * may be queued on any number of streams. Uncounted bytes (owner NULL) are copied.
+ *
+ * Ownership: yours is yours still: unref it after the call if you are done with it.
+ * Context:   as weir_stream_write(). Allocates nothing in the usual case.
+ * Return:    as weir_stream_write().
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_write_slice(weir_stream *stream, const weir_slice *slice);
+
+/** weir_stream_write_external() - queue memory of yours, uncopied. On success @release runs once, on the
+ * loop's thread, in a turn, before on_close; on failure the memory stays yours and it never runs. It may
+ * call what a callback may. Counts against the queue's limit. Return: as weir_stream_write(). */
+WEIR_API WEIR_MUST_CHECK int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
+                                                        weir_release_fn release, void *userdata);
+
+/** weir_stream_shutdown() - end our half, once the queue is sent. Reading goes on. 0, also again; -EPIPE. */
+WEIR_API int weir_stream_shutdown(weir_stream *stream);
+
+/* ---- ending ----------------------------------------------------------------------------------------- */
+
+/**
+ * weir_stream_close() - end well: send the queue, shut down, let the peer end, close
+ * @stream: NULL is fine
+ *
+ * No on_data, on_end or on_drain after this returns; input is read and thrown away until the peer ends or the
+ * linger timeout, since closing over unread input would reset and lose the tail. Then on_close.
+ *
+ * Ownership: the pointer is good until on_close has returned; of a stream not started see above.
+ * Context:   loop's thread; on_close comes in a later turn, never inside.
+ * Return:    0, also when ending or closed already; -EPERM.
+ * Since:     0.1
+ */
+WEIR_API int weir_stream_close(weir_stream *stream);
+
+/** weir_stream_abort() - drop the queue and reset the connection; otherwise as weir_stream_close(), and it cuts a
+ * close short. */
+WEIR_API int weir_stream_abort(weir_stream *stream);
+
+/* ---- asking ----------------------------------------------------------------------------------------- */
+
+/** weir_stream_get_loop() - borrowed. Any thread that holds @stream. */
+WEIR_API weir_loop *weir_stream_get_loop(const weir_stream *stream);
+/** weir_stream_get_userdata() - start's; NULL before. */
+WEIR_API void *weir_stream_get_userdata(const weir_stream *stream);
+/** weir_stream_get_state() - enum weir_stream_state. */
+WEIR_API int weir_stream_get_state(const weir_stream *stream);
+/** weir_stream_get_queued() - bytes written and not yet taken by the kernel. */
+WEIR_API uint64_t weir_stream_get_queued(const weir_stream *stream);
+/** weir_stream_get_fd() - to look at, never to read, write or close; -EBADF once closed. */
+WEIR_API int weir_stream_get_fd(const weir_stream *stream);
+/** weir_stream_get_local() - the address as text that dial understands, with its zero. Return: its length;
+ * -ENOBUFS: @size too small (WEIR_ADDRESS_SIZE never is). */
+WEIR_API int weir_stream_get_local(const weir_stream *stream, char *text, size_t size);
+/** weir_stream_get_peer() - likewise; "unix:" for an unnamed one. */
+WEIR_API int weir_stream_get_peer(const weir_stream *stream, char *text, size_t size);
+/** weir_stream_get_stats() - 0; -EINVAL; -EPERM. */
+WEIR_API int weir_stream_get_stats(const weir_stream *stream, weir_stream_stats *stats);
+
+#if defined(__cplusplus) && !defined(WEIR_PARSE)
+}
+#endif
+#endif
