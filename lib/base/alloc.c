@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/alloc.h"
+
+#include <stdlib.h>
+#if WEIR_ALLOCATOR_MIMALLOC
+#include <mimalloc.h>
+#endif
+
+static void *default_alloc(size_t size, size_t alignment, void *userdata) {
+    (void)userdata;
+    int saved = errno;
+#if WEIR_ALLOCATOR_MIMALLOC
+    void *memory = mi_malloc_aligned(size, alignment);
+#else
+    /* aligned_alloc() wants a multiple of the alignment, and what malloc() gives is aligned for any type anyway */
+    size_t rounded = (size + alignment - 1) & ~(alignment - 1);
+    void *memory = rounded < size ? NULL : alignment <= WEIR__ALIGNMENT ? malloc(rounded)
+                                                                        : aligned_alloc(alignment, rounded);
+#endif
+    errno = saved;
+    return memory;
+}
+
+static void default_free(void *memory, size_t size, size_t alignment, void *userdata) {
+    (void)userdata;
+    int saved = errno;
+#if WEIR_ALLOCATOR_MIMALLOC
+    mi_free_size_aligned(memory, size, alignment);
+#else
+    (void)size, (void)alignment;
+    free(memory);
+#endif
+    errno = saved;
+}
+
+const weir_allocator weir__default_allocator = {
+    .size = sizeof(weir_allocator), .alloc = default_alloc, .free = default_free
+};
+
+void *weir__alloc_aligned(const weir_allocator *allocator, size_t size, size_t alignment) {
+    return allocator->alloc(size, alignment, allocator->userdata);
+}
+
+void *weir__alloc(const weir_allocator *allocator, size_t size) {
+    return weir__alloc_aligned(allocator, size, WEIR__ALIGNMENT);
+}
+
+void *weir__alloc_zeroed(const weir_allocator *allocator, size_t size) {
+    void *memory = weir__alloc(allocator, size);
+    if (memory != NULL)
+        memset(memory, 0, size);
+    return memory;
+}
+
+void weir__free_aligned(const weir_allocator *allocator, void *memory, size_t size, size_t alignment) {
+    if (memory != NULL)
+        allocator->free(memory, size, alignment, allocator->userdata);
+}
+
+void weir__free(const weir_allocator *allocator, void *memory, size_t size) {
+    weir__free_aligned(allocator, memory, size, WEIR__ALIGNMENT);
+}
