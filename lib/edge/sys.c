@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#include "edge/sys.h"
+
+#include <fcntl.h>
+#include <net/if.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Runs a call that says what went wrong in errno, and gives errno back as it was. */
+#define CALL(expression)                       \
+    do {                                       \
+        int saved = errno;                     \
+        int result = (int)(expression);        \
+        int error = errno;                     \
+        errno = saved;                         \
+        return result < 0 ? -error : result;   \
+    } while (0)
+
+int weir__sys_socket(int family, int type) {
+    CALL(socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+}
+
+int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length) {
+    CALL(bind(fd, address, length));
+}
+
+int weir__sys_listen(int fd, int backlog) {
+    CALL(listen(fd, backlog));
+}
+
+int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) {
+    CALL(connect(fd, address, length));
+}
+
+int weir__sys_shutdown(int fd, int how) {
+    CALL(shutdown(fd, how));
+}
+
+int weir__sys_setsockopt(int fd, int level, int name, int value) {
+    CALL(setsockopt(fd, level, name, &value, sizeof value));
+}
+
+int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    int saved = errno;
+    int r = getsockopt(fd, level, name, &value, &size) < 0 ? -errno : 0;
+    errno = saved;
+    if (r == 0)
+        *ret_value = value;
+    return r;
+}
+
+int weir__sys_set_linger_zero(int fd) {
+    struct linger linger = { .l_onoff = 1, .l_linger = 0 };
+    CALL(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
+}
+
+int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
+    *ret_length = sizeof *ret_address;
+    CALL(getsockname(fd, (struct sockaddr *)ret_address, ret_length));
+}
+
+int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
+    *ret_length = sizeof *ret_address;
+    CALL(getpeername(fd, (struct sockaddr *)ret_address, ret_length));
+}
+
+int weir__sys_socketpair(int ret_fds[2]) {
+    CALL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ret_fds));
+}
+
+int weir__sys_send(int fd, const void *data, size_t size) {
+    CALL(send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+int weir__sys_close(int fd) {
+    CALL(close(fd));
+}
+
+static int set_flag(int fd, int get, int set, int flag) {
+    int flags = fcntl(fd, get);
+    return flags < 0 ? flags : flags & flag ? 0 : fcntl(fd, set, flags | flag);
+}
+
+int weir__sys_set_nonblocking_cloexec(int fd) {
+    CALL(set_flag(fd, F_GETFL, F_SETFL, O_NONBLOCK) < 0 ? -1 : set_flag(fd, F_GETFD, F_SETFD, FD_CLOEXEC));
+}
+
+int weir__sys_eventfd(void) {
+    CALL(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+}
+
+int weir__sys_eventfd_signal(int fd) {
+    uint64_t one = 1;
+    CALL(write(fd, &one, sizeof one));
+}
+
+int weir__sys_unlink(const char *path) {
+    CALL(unlink(path));
+}
+
+int weir__sys_is_socket(const char *path) {
+    struct stat status;
+    CALL(stat(path, &status) < 0 ? -1 : S_ISSOCK(status.st_mode));
+}
+
+int weir__sys_interface_index(const char *name) {
+    int saved = errno;
+    unsigned index = if_nametoindex(name);
+    errno = saved;
+    return index > 0 && index <= INT32_MAX ? (int)index : -ENODEV;
+}
+
+void *weir__sys_wiped_page(void) {
+    int saved = errno;
+    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    if (page != MAP_FAILED && madvise(page, size, MADV_WIPEONFORK) < 0) {
+        munmap(page, size);
+        page = MAP_FAILED;
+    }
+    errno = saved;
+    return page == MAP_FAILED ? NULL : page;
+}
+
+void weir__sys_unmap_page(void *page) {
+    int saved = errno;
+    munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+    errno = saved;
+}
+
+int weir__sys_set_inherited(void *memory, size_t size, bool inherited) {
+    CALL(madvise(memory, size, inherited ? MADV_DOFORK : MADV_DONTFORK));
+}
+
+int64_t weir__sys_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void weir__sys_yield(void) {
+    sched_yield();
+}
+
+uint32_t weir__sys_kernel_version(void) {
+    struct utsname name;
+    unsigned major = 0, minor = 0, patch = 0;
+    int saved = errno;
+    if (uname(&name) < 0 || sscanf(name.release, "%u.%u.%u", &major, &minor, &patch) < 2)
+        major = minor = patch = 0;
+    errno = saved;
+    return major << 16 | (minor < 255 ? minor : 255) << 8 | (patch < 255 ? patch : 255);
+}
+
+uintptr_t weir__sys_thread(void) {
+    return (uintptr_t)pthread_self();
+}

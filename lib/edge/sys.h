@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_EDGE_SYS_H
+#define WEIR_EDGE_SYS_H
+
+/*
+ * The plain system calls that weir makes, as they are: 0 or more, or -errno, and errno itself is not touched. Like
+ * ring.h, a test may put another implementation in the place of sys.c.
+ */
+
+#include <sys/socket.h>
+
+#include "base/base.h"
+
+/* Sockets: always non-blocking and close-on-exec. */
+int weir__sys_socket(int family, int type);
+int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length);
+int weir__sys_listen(int fd, int backlog);
+int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length);
+int weir__sys_shutdown(int fd, int how);
+int weir__sys_setsockopt(int fd, int level, int name, int value);
+int weir__sys_getsockopt(int fd, int level, int name, int *ret_value);
+int weir__sys_set_linger_zero(int fd);
+int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length);
+int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length);
+
+int weir__sys_socketpair(int ret_fds[2]); /* Unix stream sockets */
+int weir__sys_send(int fd, const void *data, size_t size);
+
+/* Descriptors. */
+int weir__sys_close(int fd);
+int weir__sys_set_nonblocking_cloexec(int fd);
+int weir__sys_eventfd(void);
+int weir__sys_eventfd_signal(int fd);
+
+/* Files: a Unix socket's path. */
+int weir__sys_unlink(const char *path);
+int weir__sys_is_socket(const char *path);
+int weir__sys_interface_index(const char *name);
+
+/* Memory and time. */
+void *weir__sys_wiped_page(void); /* a page that a child of fork gets empty; NULL: none to be had */
+void weir__sys_unmap_page(void *page);
+int weir__sys_set_inherited(void *memory, size_t size, bool inherited);
+int64_t weir__sys_now(void); /* CLOCK_MONOTONIC, ns */
+void weir__sys_yield(void);
+uint32_t weir__sys_kernel_version(void); /* major << 16 | minor << 8 | patch, at most 255 */
+uintptr_t weir__sys_thread(void); /* a number for the calling thread, never 0 */
+
+#endif
