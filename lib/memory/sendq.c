@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: MIT */
+#include "memory/sendq.h"
+
+enum {
+    SLAB_RANGES = 127,
+    COPY_FIRST_BYTES = 512, /* the block of a lone small write */
+    COPY_NEXT_BYTES = 4096  /* and of those that queue up behind it */
+};
+
+struct weir__range_slab {
+    weir__range_slab *next;
+    weir__range ranges[SLAB_RANGES];
+};
+
+static weir__range *range_take(weir__range_cache *cache) {
+    if (cache->free == NULL) {
+        weir__range_slab *slab = weir__alloc(cache->allocator, sizeof *slab);
+        if (slab == NULL)
+            return NULL;
+        slab->next = cache->slabs;
+        cache->slabs = slab;
+        for (int i = 0; i < SLAB_RANGES; i++) {
+            slab->ranges[i].next = cache->free;
+            cache->free = &slab->ranges[i];
+        }
+    }
+    weir__range *range = cache->free;
+    cache->free = range->next;
+    return range;
+}
+
+static void range_give(weir__range_cache *cache, weir__range *range) {
+    range->next = cache->free;
+    cache->free = range;
+}
+
+void weir__range_cache_deinit(weir__range_cache *cache) {
+    while (cache->slabs != NULL) {
+        weir__range_slab *slab = cache->slabs;
+        cache->slabs = slab->next;
+        weir__free(cache->allocator, slab, sizeof *slab);
+    }
+    cache->free = NULL;
+}
+
+static void append(weir__sendq *queue, weir__range *range) {
+    range->next = NULL;
+    if (queue->last != NULL)
+        queue->last->next = range;
+    else
+        queue->first = range;
+    queue->last = range;
+    queue->count++;
+    queue->bytes += range->size;
+}
+
+static void grow_last(weir__sendq *queue, size_t size) {
+    queue->last->size += size;
+    queue->bytes += size;
+}
+
+int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice) {
+    weir__range *last = queue->last;
+    if (last != NULL && last->owner == slice->owner && last->data + last->size == slice->data) {
+        grow_last(queue, slice->size); /* the range's one reference holds these bytes as well */
+        return 0;
+    }
+    weir__range *range = range_take(cache);
+    if (range == NULL)
+        return -ENOMEM;
+    *range = (weir__range){ .data = slice->data, .size = slice->size, .owner = slice->owner };
+    weir__block_ref_by(slice->owner, cache->owner);
+    append(queue, range);
+    return 0;
+}
+
+/* Room behind the last range, if it ends a block that copied writes made: nobody else writes there. */
+static size_t room_behind(const weir__sendq *queue, weir__heap_block **ret_block) {
+    const weir__range *last = queue->last;
+    if (last == NULL || last->owner->kind != WEIR__BLOCK_HEAP)
+        return 0;
+    weir__heap_block *block = WEIR__CONTAINER(last->owner, weir__heap_block, block);
+    if (last->data + last->size != weir__heap_block_data(block) + block->used)
+        return 0;
+    *ret_block = block;
+    return block->block.capacity - block->used;
+}
+
+int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data, size_t size) {
+    weir__heap_block *tail = NULL, *fresh = NULL;
+    size_t room = room_behind(queue, &tail), behind = size < room ? size : room, rest = size - behind;
+    if (rest > 0) { /* all that can fail comes first */
+        size_t least = queue->bytes > 0 ? COPY_NEXT_BYTES : COPY_FIRST_BYTES;
+        int r = weir__heap_block_new(pool, rest > least ? rest : least, &fresh);
+        if (r == -ENOBUFS)
+            r = weir__heap_block_new(pool, rest, &fresh);
+        if (r < 0)
+            return r;
+        weir__range *range = range_take(cache);
+        if (range == NULL) {
+            weir__block_unref_shared(&fresh->block);
+            return -ENOMEM;
+        }
+        memcpy(weir__heap_block_data(fresh), (const uint8_t *)data + behind, rest);
+        fresh->used = rest;
+        *range = (weir__range){ .data = weir__heap_block_data(fresh), .size = rest, .owner = &fresh->block };
+        /* The queue's reference is the only one there will be: the block's first becomes it. */
+        weir__block_ref_by(&fresh->block, cache->owner);
+        weir__block_unref_shared(&fresh->block);
+        if (behind > 0) {
+            memcpy(weir__heap_block_data(tail) + tail->used, data, behind);
+            tail->used += behind;
+            grow_last(queue, behind);
+        }
+        append(queue, range);
+    } else if (behind > 0) {
+        memcpy(weir__heap_block_data(tail) + tail->used, data, behind);
+        tail->used += behind;
+        grow_last(queue, behind);
+    }
+    weir__pool_add_copied(pool, size);
+    return 0;
+}
+
+unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, unsigned max, size_t limit_bytes) {
+    unsigned count = 0;
+    for (const weir__range *range = queue->first; range != NULL && count < max && limit_bytes > 0;
+         range = range->next) {
+        size_t size = range->size < limit_bytes ? range->size : limit_bytes;
+        vectors[count++] = (struct iovec){ .iov_base = (void *)(uintptr_t)range->data, .iov_len = size };
+        limit_bytes -= size;
+    }
+    return count;
+}
+
+bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *ret_slice) {
+    weir__range *range = queue->first;
+    if (range == NULL)
+        return false;
+    queue->first = range->next;
+    if (queue->first == NULL)
+        queue->last = NULL;
+    queue->count--;
+    queue->bytes -= range->size;
+    *ret_slice = (weir_slice){ range->data, range->size, range->owner };
+    range_give(cache, range);
+    return true;
+}
+
+void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes) {
+    weir_slice slice;
+    while (bytes > 0) {
+        weir__range *first = queue->first;
+        WEIR__ASSERT(first != NULL);
+        if (bytes < first->size) {
+            first->data += bytes;
+            first->size -= (size_t)bytes;
+            queue->bytes -= bytes;
+            return;
+        }
+        bytes -= first->size;
+        (void)weir__sendq_take(queue, cache, &slice);
+        weir__block_unref_by(slice.owner, cache->owner);
+    }
+}
+
+void weir__sendq_clear(weir__sendq *queue, weir__range_cache *cache) {
+    weir_slice slice;
+    while (weir__sendq_take(queue, cache, &slice))
+        weir__block_unref_by(slice.owner, cache->owner);
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_MEMORY_SENDQ_H
+#define WEIR_MEMORY_SENDQ_H
+
+/*
+ * Bytes in order, each range with a reference to what it lies in: what a stream has to send, and what it has
+ * received and not delivered yet. Ranges come from a cache of the loop, so that queueing allocates nothing once
+ * the cache has grown to what is in use.
+ *
+ * Dropping a range may call a release function, which may call anything that a callback may: every function here
+ * has the queue in order before it drops.
+ */
+
+#include <sys/uio.h>
+
+#include "memory/block.h"
+
+typedef struct weir__range {
+    struct weir__range *next;
+    const uint8_t *data;
+    size_t size;
+    weir_block *owner;
+} weir__range;
+
+typedef struct weir__range_slab weir__range_slab;
+
+typedef struct weir__range_cache {
+    const weir_allocator *allocator;
+    const void *owner;       /* the loop, for counting */
+    weir__range *free;
+    weir__range_slab *slabs; /* freed with the loop */
+} weir__range_cache;
+
+void weir__range_cache_deinit(weir__range_cache *cache);
+
+/* bytes = sum of the sizes; count = number of ranges; both 0 when first is NULL. */
+typedef struct weir__sendq {
+    weir__range *first, *last;
+    uint64_t bytes;
+    uint32_t count;
+} weir__sendq;
+
+/* Append a slice by reference; a neighbour in the same memory extends the last range. 0; -ENOMEM. */
+int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice);
+/* Append a copy; small ones share a block. All or nothing. 0; -ENOMEM; -ENOBUFS. */
+int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data, size_t size);
+/* The first bytes of the queue as vectors, at most @max of them and @limit_bytes. Return: how many. */
+unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, unsigned max, size_t limit_bytes);
+/* Drop @bytes from the front. */
+void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes);
+/* Take the first range out; its reference goes to the caller (weir__block_unref_by). false: empty. */
+bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *ret_slice);
+/* Drop everything. */
+void weir__sendq_clear(weir__sendq *queue, weir__range_cache *cache);
+
+#endif
