@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_BACKEND_BACKEND_H
+#define WEIR_BACKEND_BACKEND_H
+
+/*
+ * What the rest of weir knows of the kernel: operations that are started, and their completions. Nothing above
+ * knows whether io_uring or something else carries them out.
+ *
+ * An operation lies in its owner's memory and is idle, or under way from a start until its FINAL completion:
+ *
+ *   - a start never fails and never completes inside itself: what cannot be handed to the kernel now is handed
+ *     over later, what the kernel refuses comes as a completion;
+ *   - there is exactly one FINAL completion for each start, the last one, and when it has come, the kernel and
+ *     the backend have forgotten the operation: its owner may start another one with it, or free it;
+ *   - cancel asks for that FINAL to come soon: with -ECANCELED, or with what happened first. It is harmless on an
+ *     idle operation, and a second time;
+ *   - what the kernel ends on its own account (a multishot on a full completion queue, a receive that found no
+ *     buffer) is started again here and not seen above.
+ *
+ * Completions are delivered inside dispatch only. All of it is the loop's thread's.
+ */
+
+#include <sys/socket.h>
+
+#include "base/base.h"
+#include "base/list.h"
+#include "memory/sendq.h"
+#include "weir/loop.h"
+
+typedef struct weir__backend weir__backend;
+typedef struct weir__op weir__op;
+
+typedef struct weir__completion {
+    /*
+     * receive  bytes in slice; 0 and FINAL: the peer sends no more; -errno and FINAL
+     * send     FINAL: bytes taken from the queue, maybe fewer than there were; -errno
+     * accept   a descriptor, the receiver's to close; -errno and FINAL
+     * connect  FINAL: 0; -errno
+     * watch    poll events (POLLRDHUP, POLLERR, POLLHUP); -errno and FINAL
+     */
+    int32_t result;
+    bool final;
+    weir_slice slice; /* receive: borrowed for the call */
+} weir__completion;
+
+typedef void (*weir__op_fn)(weir__op *op, const weir__completion *completion);
+
+enum weir__op_kind {
+    WEIR__OP_NONE = 0,
+    WEIR__OP_RECEIVE,
+    WEIR__OP_SEND,
+    WEIR__OP_ACCEPT,
+    WEIR__OP_ACCEPT_ONE,
+    WEIR__OP_CONNECT,
+    WEIR__OP_WATCH,
+    WEIR__OP_WAKE
+};
+
+/* The owner sets complete; the rest is the backend's. */
+struct weir__op {
+    weir__link link; /* the backend's lists; which one follows from the state */
+    weir__op_fn complete;
+    const void *data; /* send: bytes or a frame; connect: the address */
+    int32_t fd;
+    uint32_t size;    /* of data */
+    int32_t result;   /* a FINAL that waits to be delivered */
+    uint8_t kind;     /* enum weir__op_kind */
+    uint8_t state;    /* the backend's */
+    uint8_t cancel;   /* the backend's */
+    uint8_t group;    /* receive: which buffer group it was armed on */
+};
+
+static inline void weir__op_init(weir__op *op, weir__op_fn complete) {
+    *op = (weir__op){ .complete = complete };
+    weir__list_init(&op->link);
+}
+
+static inline bool weir__op_is_idle(const weir__op *op) {
+    return op->kind == WEIR__OP_NONE;
+}
+
+typedef struct weir__backend_stats {
+    uint64_t enters, completions, overflows, rearms, slices, bytes_in;
+} weir__backend_stats;
+
+typedef struct weir__backend_verbs {
+    /* The calling thread is the loop's from now on. 0; -errno. */
+    int (*enable)(weir__backend *backend);
+    /* Receive until the peer ends. */
+    void (*receive)(weir__backend *backend, weir__op *op, int fd);
+    /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances. */
+    void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
+    /* Accept connections until cancelled, or exactly one. */
+    void (*accept)(weir__backend *backend, weir__op *op, int fd, bool one);
+    /* @address stays where it is until the FINAL completion. */
+    void (*connect)(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address, socklen_t length);
+    /* Notice that the peer ended or reset, and nothing else, while nothing is received. */
+    void (*watch)(weir__backend *backend, weir__op *op, int fd);
+    void (*cancel)(weir__backend *backend, weir__op *op);
+    /* Hand over what was started, publish buffers, sleep until something completes, a wake, or @timeout_ns. 0;
+     * -errno: the kernel cannot now, and nothing is lost. */
+    int (*wait)(weir__backend *backend, int64_t timeout_ns);
+    /* Deliver up to @max completions. Return: how many it looked at. */
+    unsigned (*dispatch)(weir__backend *backend, unsigned max);
+    /* Completions that need no kernel are waiting: do not sleep. */
+    bool (*is_ready)(const weir__backend *backend);
+    /* Nothing is under way but the backend's own. */
+    bool (*is_quiet)(const weir__backend *backend);
+    /* About a second has passed. */
+    void (*tick)(weir__backend *backend);
+    /* Everything is quiet: leave the kernel, then the pool. The memory goes with free. Return: 0; -ETIMEDOUT: the
+     * kernel would not let go in time, so the pool's posted buffers are left to it for ever. */
+    int (*close)(weir__backend *backend);
+    void (*free)(weir__backend *backend);
+} weir__backend_verbs;
+
+struct weir__backend {
+    const weir__backend_verbs *verbs;
+    uint32_t mode;     /* enum weir_backend: what runs */
+    uint64_t features; /* WEIR_FEATURE_* */
+    weir__backend_stats stats;
+};
+
+/* Sizes and switches that applications do not see: tests do. */
+typedef struct weir__tuning {
+    unsigned sq_entries, cq_entries; /* 0: the default */
+    bool no_self_test;               /* believe what was asked for */
+    int64_t close_timeout_ns;        /* 0: the default */
+} weir__tuning;
+
+#endif

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+#include "backend/uring.h"
+
+/*
+ * A buffer group: the ring that the kernel takes buffers from, and the streams that found it empty.
+ *
+ * Those are parked and started again in the order in which they starved, at most one for each buffer that is there:
+ * starting all of them would have most of them starve again, each for the price of a completion. What wakes them
+ * is buffers coming back, never a timer.
+ */
+
+static int open_ring(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
+    uint16_t flags = weir__pool_is_incremental(group->pool) ? IOU_PBUF_RING_INC : 0;
+    return weir__buffer_ring_open(ring, group->id, weir__pool_max_buffers(group->pool), flags, allocator,
+                                  &group->ring);
+}
+
+int weir__uring_group_open(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
+    weir__list_init(&group->parked);
+    return open_ring(group, ring, allocator);
+}
+
+void weir__uring_group_refill(weir__uring_group *group) {
+    enum { BATCH = 32 };
+    weir__pool_buffer buffer;
+    weir__provided provided[BATCH];
+    size_t count;
+    if (group->ring == NULL)
+        return;
+    do {
+        for (count = 0; count < BATCH && weir__pool_publish(group->pool, &buffer); count++)
+            provided[count] = (weir__provided){ buffer.data, buffer.size, buffer.id };
+        if (count > 0)
+            weir__buffer_ring_publish(group->ring, provided, count);
+    } while (count == BATCH);
+}
+
+bool weir__uring_group_agrees(const weir__uring_group *group) {
+    const uint8_t *ours;
+    uint32_t position;
+    if (group->ring == NULL || !weir__pool_is_incremental(group->pool) ||
+        !weir__pool_next_byte(group->pool, &ours, &position))
+        return true;
+    return weir__buffer_ring_entry(group->ring, position).data == ours;
+}
+
+int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
+    if (group->ring != NULL) {
+        (void)weir__buffer_ring_unregister(ring, group->ring); /* from here on the kernel writes nothing */
+        weir__buffer_ring_close(group->ring);
+        group->ring = NULL;
+    }
+    weir__pool_withdraw(group->pool);
+    group->id++; /* receives armed on the old number must not find the new ring */
+    return open_ring(group, ring, allocator);
+}
+
+void weir__uring_group_park(weir__uring_group *group, weir__op *op) {
+    weir__list_append(&group->parked, &op->link);
+    weir__pool_set_parked(group->pool, ++group->parked_count);
+}
+
+void weir__uring_group_unpark(weir__uring_group *group, weir__op *op) {
+    weir__list_remove(&op->link);
+    weir__pool_set_parked(group->pool, --group->parked_count);
+}
