@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: MIT */
+#include "loop/loop.h"
+
+#include "backend/uring.h"
+#include "base/fork.h"
+#include "base/options.h"
+#include "weir/stream.h"
+
+enum {
+    NS_PER_S = 1000000000,
+    /* Kernels before 7.3.2 can lose a wake-up of a ring with deferred work, so no sleep is longer than this. */
+    LONGEST_SLEEP_NS = NS_PER_S,
+    TICK_NS = NS_PER_S,
+    CLOSE_TIMEOUT_S = 10
+};
+
+/* ---- marking and settling --------------------------------------------------------------------------- */
+
+void weir__loop_add(weir_loop *loop, weir__actor *actor, const weir__actor_verbs *verbs) {
+    actor->verbs = verbs;
+    weir__list_init(&actor->marked);
+    weir__list_append(&loop->actors, &actor->member);
+}
+
+void weir__loop_remove(weir_loop *loop, weir__actor *actor) {
+    (void)loop;
+    weir__list_remove(&actor->marked);
+    weir__list_remove(&actor->member);
+}
+
+void weir__loop_mark(weir_loop *loop, weir__actor *actor) {
+    if (!weir__link_is_listed(&actor->marked) && weir__link_is_listed(&actor->member))
+        weir__list_append(&loop->marked, &actor->marked);
+}
+
+/* Settle what is marked now; what its callbacks mark is for the next time, so that this ends. */
+static unsigned settle(weir_loop *loop) {
+    weir__link marked, *link;
+    unsigned count = 0;
+    weir__list_move(&loop->marked, &marked);
+    while ((link = weir__list_take_first(&marked)) != NULL) {
+        weir__actor *actor = WEIR__CONTAINER(link, weir__actor, marked);
+        actor->verbs->settle(actor);
+        count++;
+    }
+    return count;
+}
+
+void weir__loop_close_fd(weir_loop *loop, int fd) {
+    weir__sys_close(fd);
+    weir__link *link;
+    while ((link = weir__list_take_first(&loop->stalled)) != NULL) {
+        weir__loop_mark(loop, WEIR__CONTAINER(link, weir__stall, link)->actor);
+    }
+}
+
+int weir__loop_check_open(const weir_loop *loop) {
+    int r = weir__loop_check(loop);
+    return r < 0 ? r : loop->phase >= WEIR__PHASE_CLOSING ? -ESHUTDOWN : 0;
+}
+
+/* ---- turns ------------------------------------------------------------------------------------------ */
+
+int64_t weir__loop_now(const weir_loop *loop) {
+    return loop->phase == WEIR__PHASE_RESTING ? weir__sys_now() : loop->now;
+}
+
+static bool has_work(const weir_loop *loop) {
+    return !weir__list_is_empty(&loop->marked) || weir__loop_has_posts(loop) ||
+           atomic_load(&loop->is_stopping) != 0 || loop->backend->verbs->is_ready(loop->backend);
+}
+
+static unsigned fire_timers(weir_loop *loop) {
+    unsigned count = 0;
+    weir__heap_node *node;
+    while (count < loop->max_turn_events && (node = weir__heap_take_due(&loop->timers, loop->now)) != NULL) {
+        weir__timeout *timeout = WEIR__CONTAINER(node, weir__timeout, node);
+        timeout->fire(timeout);
+        count++;
+    }
+    return count;
+}
+
+/* One turn. Return: how much happened; -errno. */
+static int turn(weir_loop *loop, int64_t timeout_ns) {
+    const weir__backend_verbs *verbs = loop->backend->verbs;
+    unsigned count = settle(loop);
+    int64_t next = weir__heap_next(&loop->timers), sleep_ns = LONGEST_SLEEP_NS;
+    if (timeout_ns >= 0 && timeout_ns < sleep_ns)
+        sleep_ns = timeout_ns;
+    if (next != INT64_MAX) {
+        int64_t left = next - weir__sys_now();
+        sleep_ns = left <= 0 ? 0 : left < sleep_ns ? left : sleep_ns;
+    }
+    if (sleep_ns > 0 && !has_work(loop)) {
+        weir__waker_sleep(loop->waker);
+        if (has_work(loop)) /* again: what came before the flag was seen could not know that we sleep */
+            sleep_ns = 0;
+    } else {
+        sleep_ns = 0;
+    }
+    int r = verbs->wait(loop->backend, sleep_ns);
+    weir__waker_rise(loop->waker);
+    loop->now = weir__sys_now();
+    loop->turns++;
+    if (r < 0)
+        return r;
+    count += verbs->dispatch(loop->backend, loop->max_turn_events);
+    count += fire_timers(loop);
+    count += weir__loop_run_posts(loop);
+    count += settle(loop);
+    if (loop->now - loop->ticked >= TICK_NS) {
+        loop->ticked = loop->now;
+        verbs->tick(loop->backend);
+    }
+    return (int)(count < INT32_MAX ? count : INT32_MAX);
+}
+
+static int bind_to_thread(weir_loop *loop) {
+    if (atomic_load_explicit(&loop->owner, memory_order_relaxed) != 0)
+        return 0;
+    int r = loop->backend->verbs->enable(loop->backend);
+    if (r < 0)
+        return r;
+    atomic_store(&loop->owner, weir__sys_thread());
+    return 0;
+}
+
+static bool has_nothing_open(const weir_loop *loop) {
+    return loop->streams_open == 0 && loop->listeners_open == 0;
+}
+
+bool weir__loop_is_idle(const weir_loop *loop) {
+    return has_nothing_open(loop) && loop->timers_started == 0 && !weir__loop_has_posts(loop);
+}
+
+/* Check, bind, and begin to run. */
+static int begin(weir_loop *loop) {
+    if (loop == NULL)
+        return WEIR__MISTAKE(-EINVAL, "no loop");
+    int r = weir__loop_check(loop);
+    if (r < 0)
+        return r;
+    if (loop->phase == WEIR__PHASE_RUNNING || loop->phase == WEIR__PHASE_CLOSING)
+        return WEIR__MISTAKE(-EBUSY, "called from a callback of this loop");
+    if (loop->phase == WEIR__PHASE_CLOSED)
+        return -ESHUTDOWN;
+    r = bind_to_thread(loop);
+    if (r < 0)
+        return r;
+    loop->now = weir__sys_now();
+    loop->phase = WEIR__PHASE_RUNNING;
+    return 0;
+}
+
+WEIR_API int weir_loop_run(weir_loop *loop) {
+    int r = begin(loop);
+    if (r < 0)
+        return r;
+    while (r >= 0 && atomic_exchange(&loop->is_stopping, 0) == 0) {
+        if (loop->is_draining ? has_nothing_open(loop)
+                              : weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0)
+            break;
+        r = turn(loop, WEIR_NEVER);
+    }
+    loop->phase = WEIR__PHASE_RESTING;
+    return r < 0 ? r : 0;
+}
+
+WEIR_API int weir_loop_run_once(weir_loop *loop, int64_t timeout_ns) {
+    int r = begin(loop);
+    if (r < 0)
+        return r;
+    int64_t deadline = timeout_ns < 0 || timeout_ns > INT64_MAX - loop->now ? INT64_MAX : loop->now + timeout_ns;
+    do { /* again while nothing happened: a sleep may be cut short */
+        int64_t left = deadline == INT64_MAX ? WEIR_NEVER : deadline > loop->now ? deadline - loop->now : 0;
+        r = turn(loop, left);
+    } while (r == 0 && loop->now < deadline && atomic_load(&loop->is_stopping) == 0);
+    atomic_store(&loop->is_stopping, 0);
+    loop->phase = WEIR__PHASE_RESTING;
+    return r < 0 ? r : !weir__loop_is_idle(loop);
+}
+
+WEIR_API void weir_loop_stop(weir_loop *loop) {
+    if (loop == NULL || weir__fork_is_child(loop->generation))
+        return;
+    atomic_store(&loop->is_stopping, 1);
+    weir__waker_wake(loop->waker);
+}
+
+/* ---- draining --------------------------------------------------------------------------------------- */
+
+static void end_all(weir_loop *loop, int reason) {
+    weir__link *link = loop->actors.next;
+    while (link != &loop->actors) { /* end() frees nothing: settling does */
+        weir__actor *actor = WEIR__CONTAINER(link, weir__actor, member);
+        link = link->next;
+        actor->verbs->end(actor, reason);
+    }
+}
+
+static void grace_is_over(weir__timeout *timeout) {
+    end_all(WEIR__CONTAINER(timeout, weir_loop, grace), WEIR_CLOSE_DRAIN);
+}
+
+WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns) {
+    if (loop == NULL || (grace_ns < 0 && grace_ns != WEIR_NEVER))
+        return WEIR__MISTAKE(-EINVAL, "no loop, or a negative time");
+    int r = weir__loop_check(loop);
+    if (r < 0)
+        return r;
+    if (loop->phase >= WEIR__PHASE_CLOSING)
+        return -ESHUTDOWN;
+    for (weir__link *link = loop->actors.next; link != &loop->actors; link = link->next) {
+        weir__actor *actor = WEIR__CONTAINER(link, weir__actor, member);
+        actor->verbs->drain(actor);
+    }
+    loop->is_draining = true;
+    if (grace_ns >= 0 && (!weir__heap_has(&loop->grace.node) ||
+                          grace_ns < loop->grace.node.deadline - weir__loop_now(loop)))
+        weir__timeout_set(loop, &loop->grace, grace_ns);
+    return 0;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------- */
+
+static void free_loop(weir_loop *loop) {
+    const weir_allocator *allocator = loop->allocator;
+    if (loop->backend != NULL)
+        loop->backend->verbs->free(loop->backend);
+    weir__range_cache_deinit(&loop->ranges);
+    weir__heap_deinit(&loop->timers, allocator);
+    weir_pool_unref(loop->pool);
+    if (loop->waker != NULL)
+        weir__waker_unref(loop->waker);
+    weir__free(allocator, loop, sizeof *loop);
+}
+
+static int init_pool(weir_loop *loop, const weir_pool_options *pool_options, uint32_t mode) {
+    weir_pool_options options;
+    int r = weir__options_read(&options, sizeof options, sizeof options, pool_options);
+    weir__pool_config config = {
+        .allocator = loop->allocator,
+        .owner = loop,
+        .generation = loop->generation,
+        .incremental = mode == WEIR_BACKEND_URING_INCREMENTAL,
+        .set_inherited = weir__sys_set_inherited,
+        .wake = weir__waker_wake,
+        .drop = weir__waker_unref,
+        .host = loop->waker,
+    };
+    if (r >= 0)
+        r = weir__pool_configure(&options, weir__uring_buffer_bytes(mode), &config);
+    if (r >= 0)
+        r = weir__pool_new(&config, &loop->pool);
+    if (r >= 0)
+        weir__waker_ref(loop->waker); /* the pool's, until it drops it */
+    return r;
+}
+
+/* The process's page that tells a child from its parent. */
+static int init_generation(weir_loop *loop) {
+    if (__atomic_load_n(&weir__fork_word, __ATOMIC_ACQUIRE) == NULL) {
+        void *page = weir__sys_wiped_page();
+        if (page == NULL)
+            return -ENOMEM;
+        if (!weir__fork_install(page))
+            weir__sys_unmap_page(page);
+    }
+    loop->generation = weir__fork_generation();
+    return 0;
+}
+
+static int init(weir_loop *loop, const weir_loop_options *options, const weir__tuning *tuning) {
+    uint32_t mode = 0;
+    int r = init_generation(loop);
+    if (r >= 0)
+        r = weir__uring_choose(loop->allocator, options->backend, tuning, &mode, loop->reason, sizeof loop->reason);
+    if (r >= 0)
+        r = weir__waker_new(loop->allocator, &loop->waker);
+    if (r >= 0)
+        r = init_pool(loop, options->pool, mode);
+    if (r < 0)
+        return r;
+    r = weir__uring_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
+    if (r >= 0)
+        r = weir__timeout_init(loop, &loop->grace, grace_is_over);
+    if (r < 0) {
+        if (loop->backend != NULL)
+            (void)loop->backend->verbs->close(loop->backend);
+        else
+            weir__pool_close(loop->pool);
+        loop->pool = NULL;
+        return r;
+    }
+    weir_pool_ref(loop->pool); /* the application's, by way of get_pool: until the loop is freed */
+    return 0;
+}
+
+static int check_options(const weir_loop_options *options) {
+    const weir_allocator *allocator = options->allocator;
+    if (options->backend > WEIR_BACKEND_URING_CLASSIC || (options->flags & ~(uint32_t)WEIR_LOOP_KEEP_RUNNING) != 0)
+        return -EINVAL;
+    if (allocator != NULL && (allocator->size < sizeof *allocator || allocator->alloc == NULL ||
+                              allocator->free == NULL))
+        return -EINVAL;
+    return 0;
+}
+
+int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tuning, weir_loop **ret_loop) {
+    weir_loop_options options;
+    if (ret_loop == NULL)
+        return WEIR__MISTAKE(-EINVAL, "nowhere to put the loop");
+    int r = weir__options_read(&options, sizeof options, sizeof options, user_options);
+    if (r >= 0)
+        r = check_options(&options);
+    if (r < 0)
+        return r;
+    const weir_allocator *allocator = options.allocator != NULL ? options.allocator : &weir__default_allocator;
+    weir_loop *loop = weir__alloc_zeroed(allocator, sizeof *loop);
+    if (loop == NULL)
+        return -ENOMEM;
+    atomic_init(&loop->refs, 2); /* its own, and the caller's */
+    loop->allocator = allocator;
+    loop->flags = options.flags;
+    loop->asked = options.backend;
+    loop->max_streams = options.max_streams > 0 ? options.max_streams : 1000000;
+    loop->max_turn_events = options.max_turn_events > 0 ? options.max_turn_events : 1024;
+    loop->ranges = (weir__range_cache){ .allocator = allocator, .owner = loop };
+    loop->ticked = weir__sys_now();
+    weir__list_init(&loop->marked);
+    weir__list_init(&loop->actors);
+    weir__list_init(&loop->stalled);
+    r = init(loop, &options, tuning);
+    if (r < 0) {
+        weir__reason_copy(options.reason, options.reason_size,
+                          loop->reason[0] != '\0' ? loop->reason : weir_error_text(r));
+        free_loop(loop);
+        return r;
+    }
+    *ret_loop = loop;
+    return 0;
+}
+
+WEIR_API int weir_loop_new(const weir_loop_options *options, weir_loop **ret_loop) {
+    static const weir__tuning none;
+    return weir__loop_new(options, &none, ret_loop);
+}
+
+WEIR_API weir_loop *weir_loop_ref(weir_loop *loop) {
+    if (loop != NULL && !weir__fork_is_child(loop->generation))
+        atomic_fetch_add_explicit(&loop->refs, 1, memory_order_relaxed);
+    return loop;
+}
+
+WEIR_API weir_loop *weir_loop_unref(weir_loop *loop) {
+    if (loop != NULL && !weir__fork_is_child(loop->generation) &&
+        atomic_fetch_sub_explicit(&loop->refs, 1, memory_order_acq_rel) == 1)
+        free_loop(loop);
+    return NULL;
+}
+
+WEIR_API int weir_loop_close(weir_loop *loop) {
+    if (loop == NULL)
+        return 0;
+    int r = weir__loop_check(loop);
+    if (r < 0)
+        return r;
+    if (loop->phase == WEIR__PHASE_CLOSED)
+        return 0;
+    if (loop->phase != WEIR__PHASE_RESTING)
+        return WEIR__MISTAKE(-EBUSY, "called from a callback of this loop");
+    r = bind_to_thread(loop);
+    if (r < 0)
+        return r;
+    loop->phase = WEIR__PHASE_CLOSING;
+    loop->now = weir__sys_now();
+    /* Timers first: from the moment that posts are refused, another thread frees a timer without telling us. */
+    weir__loop_stop_timers(loop);
+    weir__heap_remove(&loop->timers, &loop->grace.node);
+    weir__loop_refuse_posts(loop);
+    end_all(loop, WEIR_CLOSE_LOOP);
+    int64_t deadline = loop->now + CLOSE_TIMEOUT_S * (int64_t)NS_PER_S;
+    while (!weir__list_is_empty(&loop->actors) && loop->now < deadline) {
+        r = turn(loop, NS_PER_S / 100);
+        if (r < 0 && r != -ENOMEM)
+            break;
+    }
+    r = loop->backend->verbs->close(loop->backend);
+    weir__waker_close(loop->waker);
+    loop->phase = WEIR__PHASE_CLOSED;
+    weir_loop_unref(loop);
+    return r;
+}

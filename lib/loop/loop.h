@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_LOOP_LOOP_H
+#define WEIR_LOOP_LOOP_H
+
+/*
+ * The loop: when things happen. Sockets take part in it as actors; the loop knows of them only that they can be
+ * settled and ended.
+ *
+ * Calls of the application change an actor's wishes and mark it; nothing is done inside the call. The loop settles
+ * marked actors once a turn: that is where operations start, descriptors close and deferred callbacks run. So no
+ * call needs the kernel, none calls back, several changes in one turn cost one operation, and any callback may
+ * call anything.
+ *
+ *   turn = settle what is marked; submit and sleep; deliver completions; fire timers; run posts; settle
+ */
+
+#include "backend/backend.h"
+#include "backend/waker.h"
+#include "base/heap.h"
+#include "base/list.h"
+#include "edge/sys.h"
+#include "memory/pool.h"
+#include "memory/sendq.h"
+#include "weir/loop.h"
+
+typedef struct weir__actor weir__actor;
+
+typedef struct weir__actor_verbs {
+    /* Make what is so into what is wished. May free the actor. */
+    void (*settle)(weir__actor *actor);
+    /* End without grace, and tell why: enum weir_close_reason. */
+    void (*end)(weir__actor *actor, int reason);
+    /* The loop drains: a listener closes, a stream goes on. */
+    void (*drain)(weir__actor *actor);
+} weir__actor_verbs;
+
+struct weir__actor {
+    const weir__actor_verbs *verbs;
+    weir__link marked; /* loop.marked, while there is something to settle */
+    weir__link member; /* loop.actors, until it has ended */
+};
+
+/* An actor that waits for a descriptor to become free. */
+typedef struct weir__stall {
+    weir__link link; /* loop.stalled */
+    weir__actor *actor;
+} weir__stall;
+
+/* Something that is due at a time. */
+typedef struct weir__timeout weir__timeout;
+struct weir__timeout {
+    weir__heap_node node;
+    void (*fire)(weir__timeout *timeout); /* taken out of the heap before */
+};
+
+/* Something to be run by the loop's thread. */
+typedef struct weir__post weir__post;
+struct weir__post {
+    weir__post *next; /* loop.posts, last one first */
+    void (*run)(weir_loop *loop, weir__post *post);
+};
+
+enum weir__phase { WEIR__PHASE_RESTING, WEIR__PHASE_RUNNING, WEIR__PHASE_CLOSING, WEIR__PHASE_CLOSED };
+
+struct weir_loop {
+    _Atomic(uint32_t) refs; /* the loop's own until it is closed, the application's, one each stream, ... */
+    uint32_t generation;    /* see base/fork.h */
+    _Atomic(uintptr_t) owner; /* the thread it is bound to; 0: none yet */
+    const weir_allocator *allocator;
+    weir__waker *waker;
+    weir_pool *pool;
+    weir__backend *backend;
+    int64_t now;     /* of this turn */
+    int64_t ticked;  /* when the backend's tick last was */
+    uint8_t phase;   /* enum weir__phase */
+    bool is_draining;
+    uint32_t flags;  /* WEIR_LOOP_* */
+    uint32_t max_streams, max_turn_events;
+    weir__link marked;  /* weir__actor.marked */
+    weir__link actors;  /* weir__actor.member */
+    weir__link stalled; /* weir__stall.link */
+    weir__heap timers;  /* weir__timeout.node */
+    weir__timeout grace; /* of drain */
+    weir__range_cache ranges;
+
+    _Atomic(weir__post *) posts; /* a stack; WEIR__POSTS_CLOSED from the loop's close */
+    _Atomic(uint32_t) is_stopping;
+
+    uint32_t streams_open, streams_unstarted, listeners_open, timers_started;
+    uint64_t turns, bytes_out, accepted, accept_stalls, posts_run;
+
+    uint32_t asked;                /* enum weir_backend */
+    char reason[WEIR_REASON_SIZE]; /* why not a better mode */
+};
+
+/* As weir_loop_new(), with what only tests set. */
+int weir__loop_new(const weir_loop_options *options, const weir__tuning *tuning, weir_loop **ret_loop);
+
+/* May the calling thread use it? 0; -ECHILD; -EPERM. */
+static inline int weir__loop_check(const weir_loop *loop) {
+    if (weir__fork_is_child(loop->generation))
+        return -ECHILD;
+    uintptr_t owner = atomic_load_explicit(&loop->owner, memory_order_relaxed);
+    if (WEIR__UNLIKELY(owner != 0 && owner != weir__sys_thread()))
+        return WEIR__MISTAKE(-EPERM, "this is another thread's loop");
+    return 0;
+}
+
+/* As above, and may something new be made in it? -ESHUTDOWN. */
+int weir__loop_check_open(const weir_loop *loop);
+
+/* Nothing is open that would keep run going. */
+bool weir__loop_is_idle(const weir_loop *loop);
+/* A sentence for the caller, cut to its room. */
+void weir__reason_copy(char *reason, size_t size, const char *text);
+
+/* What time is it? In a turn, the turn's. */
+int64_t weir__loop_now(const weir_loop *loop);
+
+void weir__loop_add(weir_loop *loop, weir__actor *actor, const weir__actor_verbs *verbs);
+void weir__loop_remove(weir_loop *loop, weir__actor *actor);
+void weir__loop_mark(weir_loop *loop, weir__actor *actor);
+
+/* A timeout has a place promised from init to deinit, so that setting it cannot fail. 0; -ENOMEM. */
+int weir__timeout_init(weir_loop *loop, weir__timeout *timeout, void (*fire)(weir__timeout *timeout));
+void weir__timeout_deinit(weir_loop *loop, weir__timeout *timeout);
+/* @delay_ns from now; WEIR_NEVER stops it. */
+void weir__timeout_set(weir_loop *loop, weir__timeout *timeout, int64_t delay_ns);
+
+/* The loop's close: no timer of the application fires after this. */
+void weir__loop_stop_timers(weir_loop *loop);
+
+/* Any thread. false: the loop is closed, and it will not run. */
+bool weir__loop_push(weir_loop *loop, weir__post *post);
+/* The loop's thread, at its close: from here on weir__loop_push() says false. */
+void weir__loop_refuse_posts(weir_loop *loop);
+/* Run what has been posted, in order. Return: how many. */
+unsigned weir__loop_run_posts(weir_loop *loop);
+bool weir__loop_has_posts(const weir_loop *loop);
+
+/* Close a descriptor of ours; actors that lack one are marked. */
+void weir__loop_close_fd(weir_loop *loop, int fd);
+
+#endif

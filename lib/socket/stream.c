@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: MIT */
+#include "socket/stream.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+
+#include "base/options.h"
+#include "socket/listener.h"
+
+/*
+ * The life of a stream:
+ *
+ *                          ┌── connected already ──┐
+ *   UNSTARTED ──start──▶ CONNECTING ──▶ OPEN ◀──────┘
+ *       │                    │            │
+ *       │ close, abort       │            │ close, abort, failure, the peer's end without on_end
+ *       ▼                    ▼            ▼
+ *    CLOSING ◀───────────────┴────────────┘
+ *       │   graceful: send the queue, shut down, discard input until the peer ends, or the linger timeout
+ *       │   failed:   reset, cancel, drop the queue
+ *       ▼   and in either case not before both operations have had their last completion
+ *    CLOSED ── on_close ──▶ the loop drops its reference
+ *
+ * A stream that fails before it is started waits for its start, to tell then.
+ */
+static void set_state(weir_stream *stream, enum weir_stream_state state) {
+    static const uint8_t allowed[] = {
+        [WEIR_STREAM_UNSTARTED] = 1 << WEIR_STREAM_CONNECTING | 1 << WEIR_STREAM_OPEN | 1 << WEIR_STREAM_CLOSING,
+        [WEIR_STREAM_CONNECTING] = 1 << WEIR_STREAM_OPEN | 1 << WEIR_STREAM_CLOSING,
+        [WEIR_STREAM_OPEN] = 1 << WEIR_STREAM_CLOSING,
+        [WEIR_STREAM_CLOSING] = 1 << WEIR_STREAM_CLOSING | 1 << WEIR_STREAM_CLOSED,
+        [WEIR_STREAM_CLOSED] = 0,
+    };
+    (void)allowed;
+    WEIR__ASSERT((allowed[stream->state] >> state & 1) != 0);
+    if (stream->state == WEIR_STREAM_UNSTARTED)
+        stream->loop->streams_unstarted--;
+    stream->state = (uint8_t)state;
+}
+
+void weir__stream_opened(weir_stream *stream) {
+    set_state(stream, WEIR_STREAM_OPEN);
+}
+
+static weir_stream *to_stream(weir__actor *actor) {
+    return WEIR__CONTAINER(actor, weir_stream, actor);
+}
+
+void weir__stream_mark(weir_stream *stream) {
+    weir__loop_mark(stream->loop, &stream->actor);
+}
+
+int weir__stream_check(const weir_stream *stream) {
+    if (WEIR__UNLIKELY(stream == NULL))
+        return WEIR__MISTAKE(-EINVAL, "no stream");
+    return weir__loop_check(stream->loop);
+}
+
+/* ---- making ----------------------------------------------------------------------------------------- */
+
+int weir__stream_settings_read(const weir_stream_options *user_options, weir__stream_settings *ret_settings) {
+    weir_stream_options options;
+    int r = weir__options_read(&options, sizeof options, sizeof options, user_options);
+    if (r < 0)
+        return r;
+    const uint32_t flags = WEIR_STREAM_NAGLE | WEIR_STREAM_KEEPALIVE;
+    if ((options.flags & ~flags) != 0 || options.reserved != 0 || options.connect_timeout_ns < WEIR_NEVER ||
+        options.linger_timeout_ns < WEIR_NEVER)
+        return -EINVAL;
+    uint64_t limit = options.queue_limit_bytes, high = options.queue_high_bytes, low = options.queue_low_bytes;
+    limit = limit > 0 ? limit : 16 << 20;
+    high = high > 0 ? high : weir__min_u64(1 << 20, limit);
+    low = low > 0 ? low : high / 4;
+    if (high > limit || low > high)
+        return -EINVAL;
+    const int64_t s = 1000000000;
+    *ret_settings = (weir__stream_settings){
+        .queue_limit_bytes = limit,
+        .queue_high_bytes = high,
+        .queue_low_bytes = low,
+        .connect_timeout_ns = options.connect_timeout_ns != 0 ? options.connect_timeout_ns : 30 * s,
+        .linger_timeout_ns = options.linger_timeout_ns != 0 ? options.linger_timeout_ns : 10 * s,
+        .flags = options.flags,
+    };
+    return 0;
+}
+
+void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settings) {
+    /* Neither can make a connection useless, so neither may end it. */
+    if (is_tcp && (settings->flags & WEIR_STREAM_NAGLE) == 0)
+        (void)weir__sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    if (is_tcp && (settings->flags & WEIR_STREAM_KEEPALIVE) != 0)
+        (void)weir__sys_setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+static void settle(weir__actor *actor);
+static void end(weir__actor *actor, int reason);
+static void drain(weir__actor *actor);
+static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain };
+
+/* Connecting takes too long, or the peer of a graceful close does nothing. */
+static void timed_out(weir__timeout *timeout) {
+    weir_stream *stream = WEIR__CONTAINER(timeout, weir_stream, timeout);
+    weir__stream_fail(stream, stream->is_connected ? WEIR_CLOSE_LINGER : WEIR_CLOSE_CONNECT, -ETIMEDOUT);
+}
+
+int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *settings,
+                     weir_stream **ret_stream) {
+    if (loop->streams_open >= loop->max_streams)
+        return -EUSERS;
+    weir_stream *stream = weir__alloc_zeroed(loop->allocator, sizeof *stream);
+    if (stream == NULL)
+        return -ENOMEM;
+    int r = weir__timeout_init(loop, &stream->timeout, timed_out);
+    if (r < 0) {
+        weir__free(loop->allocator, stream, sizeof *stream);
+        return r;
+    }
+    atomic_init(&stream->refs, 1);
+    stream->loop = weir_loop_ref(loop);
+    stream->fd = fd;
+    stream->is_tcp = is_tcp;
+    stream->settings = *settings;
+    weir__op_init(&stream->in, weir__stream_input_done);
+    weir__op_init(&stream->out, weir__stream_output_done);
+    weir__loop_add(loop, &stream->actor, &verbs);
+    loop->streams_open++;
+    loop->streams_unstarted++;
+    *ret_stream = stream;
+    return 0;
+}
+
+/* ---- ending ----------------------------------------------------------------------------------------- */
+
+void weir__stream_fail(weir_stream *stream, int reason, int error) {
+    if (stream->has_failed || stream->state == WEIR_STREAM_CLOSED)
+        return;
+    stream->has_failed = true;
+    stream->reason = (uint8_t)reason;
+    stream->error = error;
+    weir__stream_mark(stream);
+}
+
+static bool is_quiet(const weir_stream *stream) {
+    return weir__op_is_idle(&stream->in) && weir__op_is_idle(&stream->out);
+}
+
+/* The last of it: nothing of the kernel's refers to the stream any more. */
+static void finish(weir_stream *stream) {
+    weir_loop *loop = stream->loop;
+    const weir_stream_callbacks *callbacks = stream->callbacks;
+    weir__sendq_clear(&stream->staged, &loop->ranges);
+    weir__sendq_clear(&stream->queue, &loop->ranges); /* releases external memory before on_close */
+    weir__timeout_deinit(loop, &stream->timeout);
+    if (stream->fd >= 0)
+        weir__loop_close_fd(loop, stream->fd);
+    stream->fd = -1;
+    if (stream->state != WEIR_STREAM_CLOSING)
+        set_state(stream, WEIR_STREAM_CLOSING);
+    set_state(stream, WEIR_STREAM_CLOSED);
+    weir__loop_remove(loop, &stream->actor);
+    loop->streams_open--;
+    if (stream->listener != NULL)
+        weir__listener_stream_ended(stream->listener);
+    if (callbacks != NULL && callbacks->on_close != NULL)
+        callbacks->on_close(stream, stream->reason, stream->error, stream->userdata);
+    weir_stream_unref(stream);
+}
+
+/* Without grace: make the peer know, end what is under way, and wait until it has ended. */
+static void settle_failed(weir_stream *stream) {
+    if (!stream->is_reset) {
+        stream->is_reset = true;
+        /* Closing a TCP socket resets it only when nothing is under way in it, so it is disconnected, which resets
+         * at once and ends both operations. For Unix sockets shutting down does that. */
+        const struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+        if (stream->is_connected && stream->is_tcp)
+            (void)weir__sys_connect(stream->fd, &nowhere, sizeof nowhere);
+        else if (stream->is_connected)
+            (void)weir__sys_shutdown(stream->fd, SHUT_RDWR);
+        stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->in);
+        stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->out);
+        weir__timeout_set(stream->loop, &stream->timeout, WEIR_NEVER);
+    }
+    if (!is_quiet(stream))
+        return;
+    if (stream->callbacks == NULL && !stream->is_released)
+        return; /* its owner has still to hear of it */
+    finish(stream);
+}
+
+/* With grace: the queue is sent, then we end, then the peer does. Closing over input that nobody read would reset, and
+ * the peer would lose the tail of what we sent. */
+static void settle_closing(weir_stream *stream) {
+    if (stream->queue.bytes > 0 || !weir__op_is_idle(&stream->out) || !stream->has_ended || !is_quiet(stream))
+        return;
+    if (stream->reason == 0)
+        stream->reason = WEIR_CLOSE_LOCAL;
+    finish(stream);
+}
+
+static void settle(weir__actor *actor) {
+    weir_stream *stream = to_stream(actor);
+    weir_stream_ref(stream); /* callbacks may end it; what follows looks at it */
+    if (!stream->has_failed)
+        weir__stream_settle_output(stream);
+    if (!stream->has_failed)
+        weir__stream_settle_input(stream);
+    if (stream->has_failed)
+        settle_failed(stream);
+    else if (stream->wants_close)
+        settle_closing(stream);
+    weir_stream_unref(stream);
+}
+
+static void release(weir_stream *stream) {
+    if (stream->callbacks == NULL)
+        stream->is_released = true;
+}
+
+static void end(weir__actor *actor, int reason) {
+    weir_stream *stream = to_stream(actor);
+    weir__stream_fail(stream, reason, 0);
+    if (reason == WEIR_CLOSE_LOOP)
+        release(stream);
+    weir__stream_mark(stream);
+}
+
+static void drain(weir__actor *actor) {
+    (void)actor;
+}
+
+/* ---- the application -------------------------------------------------------------------------------- */
+
+WEIR_API weir_stream *weir_stream_ref(weir_stream *stream) {
+    if (stream != NULL && !weir__fork_is_child(stream->loop->generation))
+        atomic_fetch_add_explicit(&stream->refs, 1, memory_order_relaxed);
+    return stream;
+}
+
+WEIR_API weir_stream *weir_stream_unref(weir_stream *stream) {
+    if (stream == NULL || weir__fork_is_child(stream->loop->generation) ||
+        atomic_fetch_sub_explicit(&stream->refs, 1, memory_order_acq_rel) != 1)
+        return NULL;
+    weir_loop *loop = stream->loop;
+    if (stream->address != NULL)
+        weir__free(loop->allocator, stream->address, sizeof *stream->address);
+    weir__free(loop->allocator, stream, sizeof *stream);
+    weir_loop_unref(loop);
+    return NULL;
+}
+
+WEIR_API int weir_stream_start(weir_stream *stream, const weir_stream_callbacks *callbacks, void *userdata) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    if (callbacks == NULL || callbacks->size < sizeof *callbacks)
+        return WEIR__MISTAKE(-EINVAL, "no callbacks, or their size is not set");
+    if (stream->state != WEIR_STREAM_UNSTARTED)
+        return stream->callbacks == NULL ? -ESHUTDOWN : WEIR__MISTAKE(-EALREADY, "started twice");
+    stream->callbacks = callbacks;
+    stream->userdata = userdata;
+    set_state(stream, stream->is_connected ? WEIR_STREAM_OPEN : WEIR_STREAM_CONNECTING);
+    weir__stream_mark(stream);
+    return 0;
+}
+
+WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    if (ret_fd == NULL)
+        return WEIR__MISTAKE(-EINVAL, "nowhere to put the descriptor");
+    if (stream->state != WEIR_STREAM_UNSTARTED)
+        return -EALREADY;
+    if (stream->has_failed)
+        return -ENOTCONN;
+    if (!stream->is_connected || stream->queue.bytes > 0 || !is_quiet(stream))
+        return -EBUSY;
+    *ret_fd = stream->fd;
+    stream->fd = -1;
+    release(stream);
+    finish(stream);
+    return 0;
+}
+
+WEIR_API int weir_stream_close(weir_stream *stream) {
+    if (stream == NULL)
+        return 0;
+    int r = weir__stream_check(stream);
+    if (r < 0 || stream->state == WEIR_STREAM_CLOSED || stream->wants_close)
+        return r;
+    release(stream);
+    stream->wants_close = stream->wants_shutdown = true;
+    if (stream->has_failed) {
+        weir__stream_mark(stream); /* it has waited for somebody to hear of it */
+        return 0;
+    }
+    if (stream->has_ended)
+        stream->reason = WEIR_CLOSE_PEER;
+    set_state(stream, WEIR_STREAM_CLOSING);
+    if (!stream->is_connected && stream->queue.bytes == 0)
+        weir__stream_fail(stream, WEIR_CLOSE_LOCAL, 0); /* nothing to send, so nobody to wait for */
+    else if (stream->is_connected)
+        weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
+    weir__stream_mark(stream);
+    return 0;
+}
+
+WEIR_API int weir_stream_abort(weir_stream *stream) {
+    if (stream == NULL)
+        return 0;
+    int r = weir__stream_check(stream);
+    if (r < 0 || stream->state == WEIR_STREAM_CLOSED)
+        return r;
+    release(stream);
+    weir__stream_fail(stream, WEIR_CLOSE_ABORT, 0);
+    if (stream->state != WEIR_STREAM_CLOSING)
+        set_state(stream, WEIR_STREAM_CLOSING);
+    weir__stream_mark(stream);
+    return 0;
+}
+
+WEIR_API weir_loop *weir_stream_get_loop(const weir_stream *stream) {
+    return stream != NULL ? stream->loop : NULL;
+}
+
+WEIR_API void *weir_stream_get_userdata(const weir_stream *stream) {
+    return stream != NULL ? stream->userdata : NULL;
+}
+
+WEIR_API int weir_stream_get_state(const weir_stream *stream) {
+    int r = weir__stream_check(stream);
+    return r < 0 ? r : stream->state;
+}
+
+WEIR_API uint64_t weir_stream_get_queued(const weir_stream *stream) {
+    return weir__stream_check(stream) < 0 ? 0 : stream->queue.bytes;
+}
+
+WEIR_API int weir_stream_get_fd(const weir_stream *stream) {
+    int r = weir__stream_check(stream);
+    return r < 0 ? r : stream->fd < 0 ? -EBADF : stream->fd;
+}
+
+static int get_address(const weir_stream *stream, char *text, size_t size,
+                       int (*get)(int fd, struct sockaddr_storage *address, socklen_t *length)) {
+    weir__address address;
+    int r = weir__stream_check(stream);
+    if (r >= 0 && text == NULL)
+        r = WEIR__MISTAKE(-EINVAL, "nowhere to put the address");
+    if (r >= 0)
+        r = stream->fd < 0 ? -EBADF : get(stream->fd, &address.storage, &address.length);
+    return r < 0 ? r : weir__address_format(&address, text, size);
+}
+
+WEIR_API int weir_stream_get_local(const weir_stream *stream, char *text, size_t size) {
+    return get_address(stream, text, size, weir__sys_getsockname);
+}
+
+WEIR_API int weir_stream_get_peer(const weir_stream *stream, char *text, size_t size) {
+    return get_address(stream, text, size, weir__sys_getpeername);
+}
+
+WEIR_API int weir_stream_get_stats(const weir_stream *stream, weir_stream_stats *stats) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    size_t size = stats != NULL ? stats->size : 0;
+    if (size < sizeof *stats)
+        return WEIR__MISTAKE(-EINVAL, "no statistics, or a wrong size");
+    memset(stats, 0, size);
+    stats->size = size;
+    stats->bytes_in = stream->bytes_in;
+    stats->bytes_out = stream->bytes_out;
+    stats->bytes_copied = stream->bytes_copied;
+    stats->slices = stream->slices;
+    stats->queued_bytes = stream->queue.bytes;
+    stats->queue_peak_bytes = stream->queue_peak_bytes;
+    stats->staged_bytes = stream->staged.bytes;
+    return 0;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT */
+#include "socket/stream.h"
+
+/*
+ * What goes out: connecting, then one send at a time of what is at the front of the queue. A send's bytes keep their
+ * references until its completion says how many the kernel has taken.
+ */
+
+/* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
+static uint32_t most_ranges(const weir_stream *stream) {
+    return (uint32_t)weir__min_u64(1024 + stream->settings.queue_limit_bytes / 256, UINT32_MAX);
+}
+
+static void connected(weir_stream *stream, int32_t result) {
+    weir_loop *loop = stream->loop;
+    if (result < 0) {
+        weir__stream_fail(stream, WEIR_CLOSE_CONNECT, result);
+        return;
+    }
+    stream->is_connected = true;
+    weir__timeout_set(loop, &stream->timeout,
+                      stream->wants_close ? stream->settings.linger_timeout_ns : WEIR_NEVER);
+    weir__free(loop->allocator, stream->address, sizeof *stream->address);
+    stream->address = NULL;
+}
+
+static void taken(weir_stream *stream, uint32_t bytes) {
+    weir_loop *loop = stream->loop;
+    stream->bytes_out += bytes;
+    loop->bytes_out += bytes;
+    weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
+    if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
+        weir__timeout_set(loop, &stream->timeout, stream->settings.linger_timeout_ns);
+    if (!stream->is_full_told || stream->queue.bytes > stream->settings.queue_low_bytes)
+        return;
+    stream->is_full_told = false;
+    if (stream->state == WEIR_STREAM_OPEN && !stream->has_failed && stream->callbacks->on_drain != NULL)
+        stream->callbacks->on_drain(stream, stream->userdata);
+}
+
+void weir__stream_output_done(weir__op *op, const weir__completion *completion) {
+    weir_stream *stream = WEIR__CONTAINER(op, weir_stream, out);
+    if (!stream->is_connected)
+        connected(stream, completion->result);
+    else if (completion->result >= 0)
+        taken(stream, (uint32_t)completion->result);
+    else
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, completion->result);
+    weir__stream_mark(stream);
+}
+
+static void tell_open(weir_stream *stream) {
+    if (stream->state == WEIR_STREAM_CONNECTING)
+        weir__stream_opened(stream);
+    if (stream->state != WEIR_STREAM_OPEN || stream->is_open_told)
+        return;
+    stream->is_open_told = true;
+    if (stream->callbacks->on_open != NULL)
+        stream->callbacks->on_open(stream, stream->userdata);
+}
+
+void weir__stream_settle_output(weir_stream *stream) {
+    weir__backend *backend = stream->loop->backend;
+    if (!weir__op_is_idle(&stream->out))
+        return;
+    if (!stream->is_connected) {
+        backend->verbs->connect(backend, &stream->out, stream->fd, (const struct sockaddr *)&stream->address->storage,
+                                stream->address->length);
+        return;
+    }
+    tell_open(stream);
+    if (stream->has_failed || stream->state == WEIR_STREAM_UNSTARTED)
+        return;
+    if (stream->queue.bytes > 0) {
+        backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue);
+    } else if (stream->wants_shutdown && !stream->is_shut) {
+        stream->is_shut = true;
+        (void)weir__sys_shutdown(stream->fd, SHUT_WR); /* of a connection that is gone: the receive tells */
+    }
+}
+
+/* ---- the application -------------------------------------------------------------------------------- */
+
+/* May so much be queued? 0; -EPIPE; -ENOBUFS; as weir__stream_check(). */
+static int check_write(const weir_stream *stream, const void *data, size_t size) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    if (data == NULL && size > 0)
+        return WEIR__MISTAKE(-EINVAL, "no data");
+    if (stream->wants_shutdown || stream->has_failed || stream->state >= WEIR_STREAM_CLOSING)
+        return -EPIPE;
+    uint64_t limit = stream->settings.queue_limit_bytes;
+    if (size > limit || stream->queue.bytes > limit - size || stream->queue.count >= most_ranges(stream))
+        return -ENOBUFS;
+    return 0;
+}
+
+/* Something was queued. */
+static int written(weir_stream *stream) {
+    if (stream->queue.bytes > stream->queue_peak_bytes)
+        stream->queue_peak_bytes = stream->queue.bytes;
+    weir__stream_mark(stream);
+    if (stream->queue.bytes <= stream->settings.queue_high_bytes)
+        return WEIR_WRITE_OK;
+    stream->is_full_told = true;
+    return WEIR_WRITE_FULL;
+}
+
+WEIR_API int weir_stream_write(weir_stream *stream, const void *data, size_t size) {
+    int r = check_write(stream, data, size);
+    if (r < 0 || size == 0)
+        return r;
+    r = weir__sendq_copy(&stream->queue, &stream->loop->ranges, stream->loop->pool, data, size);
+    if (r < 0)
+        return r;
+    stream->bytes_copied += size;
+    return written(stream);
+}
+
+WEIR_API int weir_stream_write_slice(weir_stream *stream, const weir_slice *slice) {
+    if (slice == NULL)
+        return WEIR__MISTAKE(-EINVAL, "no slice");
+    if (slice->owner == NULL)
+        return weir_stream_write(stream, slice->data, slice->size);
+    int r = check_write(stream, slice->data, slice->size);
+    if (r < 0 || slice->size == 0)
+        return r;
+    r = weir__sendq_push(&stream->queue, &stream->loop->ranges, slice);
+    return r < 0 ? r : written(stream);
+}
+
+WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size, weir_release_fn release,
+                                        void *userdata) {
+    weir_slice slice;
+    int r = check_write(stream, data, size);
+    if (r < 0)
+        return r;
+    if (size == 0)
+        return WEIR__MISTAKE(-EINVAL, "no data");
+    r = weir_slice_wrap(stream->loop->pool, data, size, NULL, NULL, &slice);
+    if (r < 0)
+        return r;
+    weir__external_block *block = WEIR__CONTAINER(slice.owner, weir__external_block, block);
+    r = weir__sendq_push(&stream->queue, &stream->loop->ranges, &slice);
+    if (r >= 0) { /* from here on it will run, and not before */
+        block->release = release;
+        block->userdata = userdata;
+    }
+    weir_slice_unref(&slice); /* the queue has its own */
+    return r < 0 ? r : written(stream);
+}
+
+WEIR_API int weir_stream_shutdown(weir_stream *stream) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    if (stream->has_failed || stream->state >= WEIR_STREAM_CLOSING)
+        return -EPIPE;
+    stream->wants_shutdown = true;
+    weir__stream_mark(stream);
+    return 0;
+}
