@@ -50,9 +50,9 @@ static void on_client_close(weir_stream *stream, int reason, int error, void *us
     check(error, "client");
 }
 
-static const weir_stream_callbacks client = {
-    .size = sizeof client, .on_data = on_client_data, .on_close = on_client_close
-};
+static const weir_stream_callbacks client = { .size = sizeof client,
+                                              .on_data = on_client_data,
+                                              .on_close = on_client_close };
 
 int main(void) {
     weir_loop *loop = NULL;
