@@ -23,7 +23,7 @@ typedef struct weir_listener_callbacks {
 enum weir_listener_flags {
     WEIR_LISTENER_REUSE_PORT = 1, /* one a loop: the kernel spreads connections */
     WEIR_LISTENER_V6_ONLY = 2,
-    WEIR_LISTENER_UNLINK = 4      /* unix: remove a socket that nobody listens on, and ours at close */
+    WEIR_LISTENER_UNLINK = 4 /* unix: remove a socket that nobody listens on, and ours at close */
 };
 
 typedef struct weir_listener_options {
@@ -57,8 +57,7 @@ WEIR_API WEIR_MUST_CHECK int weir_listener_open(weir_loop *loop, const char *add
 /** weir_listener_adopt() - a listener of a listening socket (socket activation). On success @fd is weir's, made
  * non-blocking and close-on-exec; on failure it stays yours. Return: as weir_listener_open(); -EBADF; -ENOTSOCK;
  * -EINVAL: it does not listen, or is not a stream socket. */
-WEIR_API WEIR_MUST_CHECK int weir_listener_adopt(weir_loop *loop, int fd,
-                                                 const weir_listener_options *options,
+WEIR_API WEIR_MUST_CHECK int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_options *options,
                                                  weir_listener **ret_listener);
 
 /** weir_listener_start() - accept. Out of descriptors or at a limit it rests and goes on by itself (a statistic

@@ -10,11 +10,7 @@
 extern "C" {
 #endif
 
-enum weir_backend {
-    WEIR_BACKEND_AUTO = 0,
-    WEIR_BACKEND_URING_INCREMENTAL = 1,
-    WEIR_BACKEND_URING_CLASSIC = 2
-};
+enum weir_backend { WEIR_BACKEND_AUTO = 0, WEIR_BACKEND_URING_INCREMENTAL = 1, WEIR_BACKEND_URING_CLASSIC = 2 };
 
 enum weir_loop_flags {
     WEIR_LOOP_KEEP_RUNNING = 1 /* run returns only on stop, not when nothing is open (workers fed by post) */
@@ -42,11 +38,11 @@ typedef struct weir_loop_options {
 } weir_loop_options;
 
 typedef struct weir_loop_info {
-    size_t size;                      /* in: sizeof(weir_loop_info) */
-    uint32_t backend;                 /* what runs */
-    uint32_t asked;                   /* what was asked for */
-    uint64_t features;                /* WEIR_FEATURE_* */
-    char reason[WEIR_REASON_SIZE];    /* why not a better one, for a log line; "" if there is none */
+    size_t size;                   /* in: sizeof(weir_loop_info) */
+    uint32_t backend;              /* what runs */
+    uint32_t asked;                /* what was asked for */
+    uint64_t features;             /* WEIR_FEATURE_* */
+    char reason[WEIR_REASON_SIZE]; /* why not a better one, for a log line; "" if there is none */
 } weir_loop_info;
 
 enum weir_feature {
@@ -55,20 +51,20 @@ enum weir_feature {
 };
 
 typedef struct weir_loop_stats {
-    size_t size;             /* in: sizeof(weir_loop_stats) */
+    size_t size; /* in: sizeof(weir_loop_stats) */
     uint64_t turns;
-    uint64_t enters;         /* io_uring_enter calls */
-    uint64_t completions;    /* that the kernel posted */
-    uint64_t overflows;      /* times the completion queue was found overflown */
-    uint64_t rearms;         /* multishot operations started again after the kernel ended them */
-    uint64_t slices;         /* received */
+    uint64_t enters;      /* io_uring_enter calls */
+    uint64_t completions; /* that the kernel posted */
+    uint64_t overflows;   /* times the completion queue was found overflown */
+    uint64_t rearms;      /* multishot operations started again after the kernel ended them */
+    uint64_t slices;      /* received */
     uint64_t bytes_in, bytes_out;
-    uint64_t bytes_copied;   /* by weir, between the kernel and a callback or back: copied writes, keep */
-    uint64_t accepted;       /* connections */
-    uint64_t accept_stalls;  /* times accepting rested for want of descriptors */
-    uint64_t posts;          /* run */
-    uint64_t wakes;          /* system calls made to wake this loop */
-    uint32_t streams_open;   /* also unstarted and closing ones */
+    uint64_t bytes_copied;  /* by weir, between the kernel and a callback or back: copied writes, keep */
+    uint64_t accepted;      /* connections */
+    uint64_t accept_stalls; /* times accepting rested for want of descriptors */
+    uint64_t posts;         /* run */
+    uint64_t wakes;         /* system calls made to wake this loop */
+    uint32_t streams_open;  /* also unstarted and closing ones */
     uint32_t streams_unstarted;
     uint32_t listeners_open;
     uint32_t timers_started;

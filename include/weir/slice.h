@@ -112,8 +112,7 @@ WEIR_API WEIR_MUST_CHECK int weir_slice_copy(weir_pool *pool, const void *data, 
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_slice_wrap(weir_pool *pool, const void *data, size_t size,
-                                             weir_release_fn release, void *userdata,
-                                             weir_slice *ret_slice);
+                                             weir_release_fn release, void *userdata, weir_slice *ret_slice);
 
 #if defined(__cplusplus) && !defined(WEIR_PARSE)
 }

@@ -31,14 +31,14 @@ enum weir_stream_state {
 };
 
 enum weir_close_reason {
-    WEIR_CLOSE_LOCAL = 1,    /* weir_stream_close, all of it sent */
-    WEIR_CLOSE_PEER = 2,     /* the peer ended and nothing was lost */
-    WEIR_CLOSE_ABORT = 3,    /* weir_stream_abort */
-    WEIR_CLOSE_ERROR = 4,    /* error says which */
-    WEIR_CLOSE_CONNECT = 5,  /* never connected; error says why (-ETIMEDOUT, -ECONNREFUSED, ...) */
-    WEIR_CLOSE_LINGER = 8,   /* weir_stream_close, and the peer did not end in time: reset */
-    WEIR_CLOSE_DRAIN = 10,   /* weir_loop_drain's grace is over */
-    WEIR_CLOSE_LOOP = 11     /* weir_loop_close */
+    WEIR_CLOSE_LOCAL = 1,   /* weir_stream_close, all of it sent */
+    WEIR_CLOSE_PEER = 2,    /* the peer ended and nothing was lost */
+    WEIR_CLOSE_ABORT = 3,   /* weir_stream_abort */
+    WEIR_CLOSE_ERROR = 4,   /* error says which */
+    WEIR_CLOSE_CONNECT = 5, /* never connected; error says why (-ETIMEDOUT, -ECONNREFUSED, ...) */
+    WEIR_CLOSE_LINGER = 8,  /* weir_stream_close, and the peer did not end in time: reset */
+    WEIR_CLOSE_DRAIN = 10,  /* weir_loop_drain's grace is over */
+    WEIR_CLOSE_LOOP = 11    /* weir_loop_close */
 };
 
 /*
@@ -77,7 +77,7 @@ typedef struct weir_stream_options {
 } weir_stream_options;
 
 typedef struct weir_stream_stats {
-    size_t size; /* in: sizeof(weir_stream_stats) */
+    size_t size;                  /* in: sizeof(weir_stream_stats) */
     uint64_t bytes_in, bytes_out; /* received from, and taken by, the kernel */
     uint64_t bytes_copied;        /* copied by weir_stream_write, or from uncounted bytes */
     uint64_t slices;              /* received */

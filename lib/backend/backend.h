@@ -62,12 +62,12 @@ struct weir__op {
     weir__op_fn complete;
     const void *data; /* send: bytes or a frame; connect: the address */
     int32_t fd;
-    uint32_t size;    /* of data */
-    int32_t result;   /* a FINAL that waits to be delivered */
-    uint8_t kind;     /* enum weir__op_kind */
-    uint8_t state;    /* the backend's */
-    uint8_t cancel;   /* the backend's */
-    uint8_t group;    /* receive: which buffer group it was armed on */
+    uint32_t size;  /* of data */
+    int32_t result; /* a FINAL that waits to be delivered */
+    uint8_t kind;   /* enum weir__op_kind */
+    uint8_t state;  /* the backend's */
+    uint8_t cancel; /* the backend's */
+    uint8_t group;  /* receive: which buffer group it was armed on */
 };
 
 static inline void weir__op_init(weir__op *op, weir__op_fn complete) {
@@ -93,7 +93,8 @@ typedef struct weir__backend_verbs {
     /* Accept connections until cancelled, or exactly one. */
     void (*accept)(weir__backend *backend, weir__op *op, int fd, bool one);
     /* @address stays where it is until the FINAL completion. */
-    void (*connect)(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address, socklen_t length);
+    void (*connect)(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
+                    socklen_t length);
     /* Notice that the peer ended or reset, and nothing else, while nothing is received. */
     void (*watch)(weir__backend *backend, weir__op *op, int fd);
     void (*cancel)(weir__backend *backend, weir__op *op);

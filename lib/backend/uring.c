@@ -49,17 +49,18 @@ typedef struct uring {
     weir__ring *ring;
     weir__waker *waker;
     weir__uring_group group;
-    weir__link waiting;   /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
-    weir__link finished;  /* weir__op.link: FINISHED */
-    weir__op wake;        /* a poll of the waker's eventfd */
-    frame *frames;        /* free ones */
-    uint32_t under_way;   /* operations that are not IDLE, wake included */
+    weir__link waiting;  /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
+    weir__link finished; /* weir__op.link: FINISHED */
+    weir__op wake;       /* a poll of the waker's eventfd */
+    frame *frames;       /* free ones */
+    uint32_t under_way;  /* operations that are not IDLE, wake included */
     uint32_t enter_flags;
     int64_t close_timeout_ns;
     bool is_enabled;
-    bool has_more;        /* the last dispatch stopped at its limit */
-    bool is_overflown;    /* seen, and counted, since the queue was last found in order */
-    bool is_mistrusted;   /* the group is to be condemned before the next entry is made */
+    bool is_closing;
+    bool has_more;      /* the last dispatch stopped at its limit */
+    bool is_overflown;  /* seen, and counted, since the queue was last found in order */
+    bool is_mistrusted; /* the group is to be condemned before the next entry is made */
 } uring;
 
 static uring *to_uring(weir__backend *backend) {
@@ -507,8 +508,15 @@ static void tick(weir__backend *backend) {
 
 /* ---- life ------------------------------------------------------------------------------------------- */
 
+static void poll_waker(uring *u) {
+    start(u, &u->wake, WEIR__OP_WAKE, atomic_load(&u->waker->fd), NULL, 0);
+}
+
+/* That the loop is awake is all it was for. A loop that cannot be woken would be lost, so the poll never ends. */
 static void woken(weir__op *op, const weir__completion *completion) {
-    (void)op, (void)completion; /* that the loop is awake is all it was for */
+    uring *u = WEIR__CONTAINER(op, uring, wake);
+    if (completion->final && !u->is_closing)
+        poll_waker(u);
 }
 
 static int enable(weir__backend *backend) {
@@ -517,13 +525,14 @@ static int enable(weir__backend *backend) {
     if (r < 0)
         return r == -EEXIST ? -EPERM : r;
     u->is_enabled = true;
-    start(u, &u->wake, WEIR__OP_WAKE, atomic_load(&u->waker->fd), NULL, 0);
+    poll_waker(u);
     return 0;
 }
 
 static int close_uring(weir__backend *backend) {
     uring *u = to_uring(backend);
     int64_t deadline = weir__sys_now() + u->close_timeout_ns;
+    u->is_closing = true;
     cancel(backend, &u->wake);
     while (u->is_enabled && u->under_way > 0 && weir__sys_now() < deadline) {
         if (wait_for(backend, 10 * 1000 * 1000) < 0)

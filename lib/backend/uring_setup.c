@@ -36,10 +36,10 @@ int weir__uring_open_ring(const weir_allocator *allocator, const weir__tuning *t
     const uint32_t defer = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
     /* Best first; what an older kernel does not know is -EINVAL. */
     const uint32_t choices[] = {
-        all | defer | IORING_SETUP_NO_SQARRAY,          /* 6.6 */
-        all | defer,                                    /* 6.1 */
-        all | coop | IORING_SETUP_SINGLE_ISSUER,        /* 6.0 */
-        all | coop,                                     /* 5.19 */
+        all | defer | IORING_SETUP_NO_SQARRAY,   /* 6.6 */
+        all | defer,                             /* 6.1 */
+        all | coop | IORING_SETUP_SINGLE_ISSUER, /* 6.0 */
+        all | coop,                              /* 5.19 */
         all,
         base,
     };

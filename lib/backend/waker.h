@@ -18,8 +18,8 @@
 typedef struct weir__waker {
     const weir_allocator *allocator;
     _Atomic(uint32_t) refs;
-    _Atomic(int) fd;          /* an eventfd that is never read; -1 once the loop is closed */
-    _Atomic(uint32_t) users;  /* threads between looking at fd and being done with it */
+    _Atomic(int) fd;         /* an eventfd that is never read; -1 once the loop is closed */
+    _Atomic(uint32_t) users; /* threads between looking at fd and being done with it */
     _Atomic(uint32_t) sleeping;
     _Atomic(uint64_t) wakes;
 } weir__waker;

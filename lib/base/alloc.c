@@ -14,8 +14,9 @@ static void *default_alloc(size_t size, size_t alignment, void *userdata) {
 #else
     /* aligned_alloc() wants a multiple of the alignment, and what malloc() gives is aligned for any type anyway */
     size_t rounded = (size + alignment - 1) & ~(alignment - 1);
-    void *memory = rounded < size ? NULL : alignment <= WEIR__ALIGNMENT ? malloc(rounded)
-                                                                        : aligned_alloc(alignment, rounded);
+    void *memory = rounded < size                 ? NULL
+                   : alignment <= WEIR__ALIGNMENT ? malloc(rounded)
+                                                  : aligned_alloc(alignment, rounded);
 #endif
     errno = saved;
     return memory;
@@ -33,9 +34,9 @@ static void default_free(void *memory, size_t size, size_t alignment, void *user
     errno = saved;
 }
 
-const weir_allocator weir__default_allocator = {
-    .size = sizeof(weir_allocator), .alloc = default_alloc, .free = default_free
-};
+const weir_allocator weir__default_allocator = { .size = sizeof(weir_allocator),
+                                                 .alloc = default_alloc,
+                                                 .free = default_free };
 
 void *weir__alloc_aligned(const weir_allocator *allocator, size_t size, size_t alignment) {
     return allocator->alloc(size, alignment, allocator->userdata);

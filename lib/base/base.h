@@ -14,7 +14,7 @@
 
 #include "weir/base.h"
 
-#define WEIR__CONTAINER(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+#define WEIR__CONTAINER(pointer, type, member) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 #define WEIR__LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define WEIR__UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 

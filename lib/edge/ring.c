@@ -133,7 +133,9 @@ int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, u
     if (r >= 0) {
         /* liburing's own call dropped the flags before 2.8 and said nothing; the structure is the kernel's. */
         struct io_uring_buf_reg reg = { .ring_addr = (uint64_t)(uintptr_t)buffers->shared,
-                                        .ring_entries = entries, .bgid = group, .flags = flags };
+                                        .ring_entries = entries,
+                                        .bgid = group,
+                                        .flags = flags };
         r = io_uring_register((unsigned)ring->uring.ring_fd, IORING_REGISTER_PBUF_RING, &reg, 1);
     }
     buffers->mask = entries - 1;

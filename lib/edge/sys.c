@@ -14,13 +14,13 @@
 #include <unistd.h>
 
 /* Runs a call that says what went wrong in errno, and gives errno back as it was. */
-#define CALL(expression)                       \
-    do {                                       \
-        int saved = errno;                     \
-        int result = (int)(expression);        \
-        int error = errno;                     \
-        errno = saved;                         \
-        return result < 0 ? -error : result;   \
+#define CALL(expression)                     \
+    do {                                     \
+        int saved = errno;                   \
+        int result = (int)(expression);      \
+        int error = errno;                   \
+        errno = saved;                       \
+        return result < 0 ? -error : result; \
     } while (0)
 
 int weir__sys_socket(int family, int type) {

@@ -44,6 +44,6 @@ int weir__sys_set_inherited(void *memory, size_t size, bool inherited);
 int64_t weir__sys_now(void); /* CLOCK_MONOTONIC, ns */
 void weir__sys_yield(void);
 uint32_t weir__sys_kernel_version(void); /* major << 16 | minor << 8 | patch, at most 255 */
-uintptr_t weir__sys_thread(void); /* a number for the calling thread, never 0 */
+uintptr_t weir__sys_thread(void);        /* a number for the calling thread, never 0 */
 
 #endif

@@ -46,8 +46,7 @@ static unsigned settle(weir_loop *loop) {
     return count;
 }
 
-void weir__loop_close_fd(weir_loop *loop, int fd) {
-    weir__sys_close(fd);
+void weir__loop_unstall(weir_loop *loop) {
     weir__link *link;
     while ((link = weir__list_take_first(&loop->stalled)) != NULL) {
         weir__loop_mark(loop, WEIR__CONTAINER(link, weir__stall, link)->actor);
@@ -57,6 +56,11 @@ void weir__loop_close_fd(weir_loop *loop, int fd) {
 int weir__loop_check_open(const weir_loop *loop) {
     int r = weir__loop_check(loop);
     return r < 0 ? r : loop->phase >= WEIR__PHASE_CLOSING ? -ESHUTDOWN : 0;
+}
+
+void weir__loop_close_fd(weir_loop *loop, int fd) {
+    weir__sys_close(fd);
+    weir__loop_unstall(loop);
 }
 
 /* ---- turns ------------------------------------------------------------------------------------------ */
@@ -216,8 +220,8 @@ WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns) {
         actor->verbs->drain(actor);
     }
     loop->is_draining = true;
-    if (grace_ns >= 0 && (!weir__heap_has(&loop->grace.node) ||
-                          grace_ns < loop->grace.node.deadline - weir__loop_now(loop)))
+    if (grace_ns >= 0 &&
+        (!weir__heap_has(&loop->grace.node) || grace_ns < loop->grace.node.deadline - weir__loop_now(loop)))
         weir__timeout_set(loop, &loop->grace, grace_ns);
     return 0;
 }
@@ -275,7 +279,8 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
     uint32_t mode = 0;
     int r = init_generation(loop);
     if (r >= 0)
-        r = weir__uring_choose(loop->allocator, options->backend, tuning, &mode, loop->reason, sizeof loop->reason);
+        r = weir__uring_choose(loop->allocator, options->backend, tuning, &mode, loop->reason,
+                               sizeof loop->reason);
     if (r >= 0)
         r = weir__waker_new(loop->allocator, &loop->waker);
     if (r >= 0)
@@ -301,8 +306,8 @@ static int check_options(const weir_loop_options *options) {
     const weir_allocator *allocator = options->allocator;
     if (options->backend > WEIR_BACKEND_URING_CLASSIC || (options->flags & ~(uint32_t)WEIR_LOOP_KEEP_RUNNING) != 0)
         return -EINVAL;
-    if (allocator != NULL && (allocator->size < sizeof *allocator || allocator->alloc == NULL ||
-                              allocator->free == NULL))
+    if (allocator != NULL &&
+        (allocator->size < sizeof *allocator || allocator->alloc == NULL || allocator->free == NULL))
         return -EINVAL;
     return 0;
 }

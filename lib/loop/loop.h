@@ -63,23 +63,23 @@ struct weir__post {
 enum weir__phase { WEIR__PHASE_RESTING, WEIR__PHASE_RUNNING, WEIR__PHASE_CLOSING, WEIR__PHASE_CLOSED };
 
 struct weir_loop {
-    _Atomic(uint32_t) refs; /* the loop's own until it is closed, the application's, one each stream, ... */
-    uint32_t generation;    /* see base/fork.h */
+    _Atomic(uint32_t) refs;   /* the loop's own until it is closed, the application's, one each stream, ... */
+    uint32_t generation;      /* see base/fork.h */
     _Atomic(uintptr_t) owner; /* the thread it is bound to; 0: none yet */
     const weir_allocator *allocator;
     weir__waker *waker;
     weir_pool *pool;
     weir__backend *backend;
-    int64_t now;     /* of this turn */
-    int64_t ticked;  /* when the backend's tick last was */
-    uint8_t phase;   /* enum weir__phase */
+    int64_t now;    /* of this turn */
+    int64_t ticked; /* when the backend's tick last was */
+    uint8_t phase;  /* enum weir__phase */
     bool is_draining;
-    uint32_t flags;  /* WEIR_LOOP_* */
+    uint32_t flags; /* WEIR_LOOP_* */
     uint32_t max_streams, max_turn_events;
-    weir__link marked;  /* weir__actor.marked */
-    weir__link actors;  /* weir__actor.member */
-    weir__link stalled; /* weir__stall.link */
-    weir__heap timers;  /* weir__timeout.node */
+    weir__link marked;   /* weir__actor.marked */
+    weir__link actors;   /* weir__actor.member */
+    weir__link stalled;  /* weir__stall.link */
+    weir__heap timers;   /* weir__timeout.node */
     weir__timeout grace; /* of drain */
     weir__range_cache ranges;
 
@@ -138,7 +138,9 @@ void weir__loop_refuse_posts(weir_loop *loop);
 unsigned weir__loop_run_posts(weir_loop *loop);
 bool weir__loop_has_posts(const weir_loop *loop);
 
-/* Close a descriptor of ours; actors that lack one are marked. */
+/* Mark those who wait for a descriptor, or for a stream to end: one may have become free. */
+void weir__loop_unstall(weir_loop *loop);
+/* Close a descriptor of ours, and tell those who wait. */
 void weir__loop_close_fd(weir_loop *loop, int fd);
 
 #endif

@@ -23,8 +23,8 @@
 #include "weir/slice.h"
 
 enum weir__block_kind {
-    WEIR__BLOCK_BUFFER = 1, /* a receive buffer of the pool (struct weir__buffer) */
-    WEIR__BLOCK_HEAP = 2,   /* made by new, copy, keep or a copied write (struct weir__heap_block) */
+    WEIR__BLOCK_BUFFER = 1,  /* a receive buffer of the pool (struct weir__buffer) */
+    WEIR__BLOCK_HEAP = 2,    /* made by new, copy, keep or a copied write (struct weir__heap_block) */
     WEIR__BLOCK_EXTERNAL = 3 /* somebody else's memory (struct weir__external_block) */
 };
 
@@ -32,9 +32,9 @@ struct weir_block {
     _Atomic(uint32_t) shared;
     uint32_t local;
     weir_pool *pool;
-    size_t capacity;          /* payload bytes that it occupies; 0: not ours */
-    struct weir_block *next;  /* pool.returned */
-    uint8_t kind;             /* enum weir__block_kind */
+    size_t capacity;         /* payload bytes that it occupies; 0: not ours */
+    struct weir_block *next; /* pool.returned */
+    uint8_t kind;            /* enum weir__block_kind */
 };
 
 typedef struct weir__heap_block {

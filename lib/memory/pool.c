@@ -44,7 +44,7 @@ struct weir_pool {
     weir__link idle;                 /* weir__buffer.link; hottest first */
     weir__link retiring;             /* weir__buffer.link */
     uint32_t window_min;
-    uint32_t idle_low;        /* the fewest idle since the last trim */
+    uint32_t idle_low; /* the fewest idle since the last trim */
     bool starved_since_trim, starved_this_dispatch;
     _Atomic(uint32_t) window; /* buffers that are to be posted */
     _Atomic(uint32_t) counts[STATES];

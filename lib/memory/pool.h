@@ -25,9 +25,9 @@
 
 typedef struct weir__pool_config {
     const weir_allocator *allocator;
-    const void *owner;     /* whose thread counts locally: the loop; compared, never looked into */
-    uint32_t generation;   /* weir__fork_generation() */
-    bool incremental;      /* one buffer serves many completions, in ring order */
+    const void *owner;   /* whose thread counts locally: the loop; compared, never looked into */
+    uint32_t generation; /* weir__fork_generation() */
+    bool incremental;    /* one buffer serves many completions, in ring order */
     uint64_t budget_bytes;
     uint32_t buffer_bytes; /* a power of two */
     uint32_t window_bytes;
@@ -93,7 +93,7 @@ bool weir__pool_charge(weir_pool *pool, uint64_t bytes);   /* for a block; false
 void weir__pool_uncharge(weir_pool *pool, uint64_t bytes); /* and wake those who wait for it */
 void weir__pool_add_copied(weir_pool *pool, uint64_t bytes);
 uint64_t weir__pool_copied(const weir_pool *pool);
-void weir__pool_return(weir_block *buffer);                /* the last reference to a buffer is gone */
+void weir__pool_return(weir_block *buffer); /* the last reference to a buffer is gone */
 
 /* Every buffer in one state, every count right, the budget's sum true: for tests and debug builds. */
 bool weir__pool_is_consistent(const weir_pool *pool);

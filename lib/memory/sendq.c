@@ -86,7 +86,8 @@ static size_t room_behind(const weir__sendq *queue, weir__heap_block **ret_block
     return block->block.capacity - block->used;
 }
 
-int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data, size_t size) {
+int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data,
+                     size_t size) {
     weir__heap_block *tail = NULL, *fresh = NULL;
     size_t room = room_behind(queue, &tail), behind = size < room ? size : room, rest = size - behind;
     if (rest > 0) { /* all that can fail comes first */

@@ -26,7 +26,7 @@ typedef struct weir__range_slab weir__range_slab;
 
 typedef struct weir__range_cache {
     const weir_allocator *allocator;
-    const void *owner;       /* the loop, for counting */
+    const void *owner; /* the loop, for counting */
     weir__range *free;
     weir__range_slab *slabs; /* freed with the loop */
 } weir__range_cache;

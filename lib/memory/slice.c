@@ -139,8 +139,11 @@ WEIR_API int weir_slice_wrap(weir_pool *pool, const void *data, size_t size, wei
     if (block == NULL)
         return -ENOMEM;
     (void)weir__pool_charge(pool, 0); /* its bytes are not ours; it holds the pool */
-    *block = (weir__external_block){ .block = { .kind = WEIR__BLOCK_EXTERNAL, .pool = pool }, .release = release,
-                                     .userdata = userdata, .data = data, .size = size };
+    *block = (weir__external_block){ .block = { .kind = WEIR__BLOCK_EXTERNAL, .pool = pool },
+                                     .release = release,
+                                     .userdata = userdata,
+                                     .data = data,
+                                     .size = size };
     atomic_init(&block->block.shared, 1);
     *ret_slice = (weir_slice){ data, size, &block->block };
     return 0;

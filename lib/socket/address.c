@@ -87,7 +87,8 @@ int weir__address_parse(const char *text, weir__address *ret_address) {
 
 const char *weir__address_path(const weir__address *address) {
     const struct sockaddr_un *un = (const struct sockaddr_un *)&address->storage;
-    return un->sun_family == AF_UNIX && address->length > UNIX_NAME && un->sun_path[0] != '\0' ? un->sun_path : NULL;
+    return un->sun_family == AF_UNIX && address->length > UNIX_NAME && un->sun_path[0] != '\0' ? un->sun_path
+                                                                                               : NULL;
 }
 
 static int format_unix(const weir__address *address, char *text, size_t size) {

@@ -26,10 +26,10 @@ struct weir_listener {
     const weir_listener_callbacks *callbacks;
     void *userdata;
     weir__stream_settings settings;
-    int *held;              /* accepted, not handed out */
+    int *held; /* accepted, not handed out */
     size_t held_count, held_capacity;
-    uint32_t max_streams;   /* 0: none */
-    uint32_t stream_count;  /* accepted by it and not ended, if it has a limit */
+    uint32_t max_streams;  /* 0: none */
+    uint32_t stream_count; /* accepted by it and not ended, if it has a limit */
     int error;
     bool is_tcp, is_paused, is_closing, unlinks;
 };
@@ -126,15 +126,15 @@ static void accepted(weir__op *op, const weir__completion *completion) {
     switch (completion->result) {
     case -ECANCELED:
         break;
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOBUFS:
-    case -ENOMEM:
-        rest(listener);
-        break;
-    default:
+    case -EBADF:
+    case -EINVAL:
+    case -ENOTSOCK:
+    case -EOPNOTSUPP: /* this socket will never accept */
         listener->error = completion->result;
         listener->is_closing = true;
+        break;
+    default: /* no descriptor, no memory, or what the network said of a connection that came and went */
+        rest(listener);
     }
     mark(listener);
 }
@@ -216,7 +216,8 @@ static int read_options(weir_loop *loop, const weir_listener_options *options, o
     if (r >= 0 && loop->is_draining)
         r = -ESHUTDOWN;
     if (r >= 0)
-        r = weir__options_read(&ret_opening->options, sizeof ret_opening->options, sizeof ret_opening->options, options);
+        r = weir__options_read(&ret_opening->options, sizeof ret_opening->options, sizeof ret_opening->options,
+                               options);
     if (r >= 0 && ((ret_opening->options.flags & ~flags) != 0 || ret_opening->options.reserved != 0 ||
                    ret_opening->options.backlog > INT32_MAX))
         r = -EINVAL;
@@ -324,7 +325,8 @@ WEIR_API int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_op
 
 /* ---- the application -------------------------------------------------------------------------------- */
 
-WEIR_API int weir_listener_start(weir_listener *listener, const weir_listener_callbacks *callbacks, void *userdata) {
+WEIR_API int weir_listener_start(weir_listener *listener, const weir_listener_callbacks *callbacks,
+                                 void *userdata) {
     int r = check(listener);
     if (r < 0)
         return r;

@@ -154,6 +154,8 @@ static void finish(weir_stream *stream) {
     weir__timeout_deinit(loop, &stream->timeout);
     if (stream->fd >= 0)
         weir__loop_close_fd(loop, stream->fd);
+    else
+        weir__loop_unstall(loop); /* detached: its place among the streams is free all the same */
     stream->fd = -1;
     if (stream->state != WEIR_STREAM_CLOSING)
         set_state(stream, WEIR_STREAM_CLOSING);

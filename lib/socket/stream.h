@@ -20,36 +20,37 @@ typedef struct weir__stream_settings {
 
 struct weir_stream {
     weir__actor actor;
-    _Atomic(uint32_t) refs; /* the loop's until it has ended, and the application's */
-    int fd;                 /* -1 once closed */
-    weir_loop *loop;        /* referenced */
-    weir__op in, out;       /* receive or watch; connect or send */
-    weir__sendq queue;      /* written, not yet taken by the kernel */
-    weir__sendq staged;     /* received, not yet delivered */
-    weir__timeout timeout;  /* connect, then linger */
+    _Atomic(uint32_t) refs;                 /* the loop's until it has ended, and the application's */
+    int fd;                                 /* -1 once closed */
+    weir_loop *loop;                        /* referenced */
+    weir__op in, out;                       /* receive or watch; connect or send */
+    weir__sendq queue;                      /* written, not yet taken by the kernel */
+    weir__sendq staged;                     /* received, not yet delivered */
+    weir__timeout timeout;                  /* connect, then linger */
     const weir_stream_callbacks *callbacks; /* NULL until start */
     void *userdata;
-    weir__address *address; /* while it connects */
+    weir__address *address;  /* while it connects */
     weir_listener *listener; /* that accepted it, if it counts its streams; referenced */
     weir__stream_settings settings;
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */
     uint8_t reason; /* enum weir_close_reason, once it has one */
     int error;
+    int output_error; /* the send failed; what has come in is still delivered before the stream fails */
 
     bool is_tcp : 1;
     bool is_connected : 1;
-    bool is_open_told : 1;   /* on_open was called, or is not due */
+    bool is_open_told : 1; /* on_open was called, or is not due */
     bool is_paused : 1;
-    bool has_ended : 1;      /* the peer sends no more */
+    bool has_ended : 1; /* the peer sends no more */
     bool is_end_told : 1;
-    bool is_full_told : 1;   /* a write said WEIR_WRITE_FULL: a drain is owed */
+    bool is_full_told : 1; /* a write said WEIR_WRITE_FULL: a drain is owed */
     bool wants_shutdown : 1;
-    bool is_shut : 1;        /* our half is ended */
-    bool wants_close : 1;    /* weir_stream_close: graceful */
-    bool has_failed : 1;     /* to be ended without grace; reason and error say why */
-    bool is_reset : 1;       /* and the kernel has been told */
-    bool is_released : 1;    /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_shut : 1;     /* our half is ended */
+    bool wants_close : 1; /* weir_stream_close: graceful */
+    bool has_failed : 1;  /* to be ended without grace; reason and error say why */
+    bool is_reset : 1;    /* and the kernel has been told */
+    bool is_released : 1; /* unstarted, and its owner will not start it: no on_close is owed */
 
     uint64_t bytes_in, bytes_out, bytes_copied, slices, queue_peak_bytes;
 };
@@ -72,6 +73,8 @@ void weir__stream_opened(weir_stream *stream);
 /* The two directions: what stream.c settles, in this order. */
 void weir__stream_settle_output(weir_stream *stream);
 void weir__stream_settle_input(weir_stream *stream);
+/* Somebody listens, and the kernel receives for it. */
+bool weir__stream_is_reading(const weir_stream *stream);
 void weir__stream_input_done(weir__op *op, const weir__completion *completion);
 void weir__stream_output_done(weir__op *op, const weir__completion *completion);
 

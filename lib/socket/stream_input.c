@@ -15,6 +15,10 @@ static bool is_listening(const weir_stream *stream) {
            !stream->has_failed;
 }
 
+bool weir__stream_is_reading(const weir_stream *stream) {
+    return is_listening(stream) && stream->in.kind == WEIR__OP_RECEIVE && !stream->has_ended;
+}
+
 static void received(weir_stream *stream, const weir_slice *slice) {
     stream->slices++;
     stream->bytes_in += slice->size;
@@ -43,7 +47,9 @@ void weir__stream_input_done(weir__op *op, const weir__completion *completion) {
             watched(stream, completion->result);
         return;
     }
-    if (completion->result == 0)
+    if (completion->result != -ECANCELED && stream->output_error != 0)
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
+    else if (completion->result == 0)
         stream->has_ended = true;
     else if (completion->result != -ECANCELED)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, completion->result);
@@ -76,6 +82,8 @@ void weir__stream_settle_input(weir_stream *stream) {
     enum weir__op_kind wish = WEIR__OP_NONE;
     deliver_staged(stream);
     tell_end(stream);
+    if (stream->output_error != 0 && !weir__stream_is_reading(stream))
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
     if (stream->has_failed || !stream->is_connected || stream->has_ended)
         return;
     if (stream->wants_close || is_listening(stream))

@@ -38,6 +38,16 @@ static void taken(weir_stream *stream, uint32_t bytes) {
         stream->callbacks->on_drain(stream, stream->userdata);
 }
 
+/* Nothing can be sent any more. What the peer sent before it went (an early answer, say) is in the socket still and is
+ * the receive's to deliver; with its end the stream fails. */
+static void broken(weir_stream *stream, int error) {
+    if (weir__stream_is_reading(stream))
+        stream->output_error = error;
+    else
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, error);
+    weir__sendq_clear(&stream->queue, &stream->loop->ranges);
+}
+
 void weir__stream_output_done(weir__op *op, const weir__completion *completion) {
     weir_stream *stream = WEIR__CONTAINER(op, weir_stream, out);
     if (!stream->is_connected)
@@ -45,7 +55,7 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion) 
     else if (completion->result >= 0)
         taken(stream, (uint32_t)completion->result);
     else
-        weir__stream_fail(stream, WEIR_CLOSE_ERROR, completion->result);
+        broken(stream, completion->result);
     weir__stream_mark(stream);
 }
 
@@ -64,8 +74,8 @@ void weir__stream_settle_output(weir_stream *stream) {
     if (!weir__op_is_idle(&stream->out))
         return;
     if (!stream->is_connected) {
-        backend->verbs->connect(backend, &stream->out, stream->fd, (const struct sockaddr *)&stream->address->storage,
-                                stream->address->length);
+        backend->verbs->connect(backend, &stream->out, stream->fd,
+                                (const struct sockaddr *)&stream->address->storage, stream->address->length);
         return;
     }
     tell_open(stream);
@@ -73,7 +83,7 @@ void weir__stream_settle_output(weir_stream *stream) {
         return;
     if (stream->queue.bytes > 0) {
         backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue);
-    } else if (stream->wants_shutdown && !stream->is_shut) {
+    } else if (stream->wants_shutdown && !stream->is_shut && stream->output_error == 0) {
         stream->is_shut = true;
         (void)weir__sys_shutdown(stream->fd, SHUT_WR); /* of a connection that is gone: the receive tells */
     }
@@ -88,7 +98,8 @@ static int check_write(const weir_stream *stream, const void *data, size_t size)
         return r;
     if (data == NULL && size > 0)
         return WEIR__MISTAKE(-EINVAL, "no data");
-    if (stream->wants_shutdown || stream->has_failed || stream->state >= WEIR_STREAM_CLOSING)
+    if (stream->wants_shutdown || stream->has_failed || stream->output_error != 0 ||
+        stream->state >= WEIR_STREAM_CLOSING)
         return -EPIPE;
     uint64_t limit = stream->settings.queue_limit_bytes;
     if (size > limit || stream->queue.bytes > limit - size || stream->queue.count >= most_ranges(stream))
@@ -130,8 +141,8 @@ WEIR_API int weir_stream_write_slice(weir_stream *stream, const weir_slice *slic
     return r < 0 ? r : written(stream);
 }
 
-WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size, weir_release_fn release,
-                                        void *userdata) {
+WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
+                                        weir_release_fn release, void *userdata) {
     weir_slice slice;
     int r = check_write(stream, data, size);
     if (r < 0)
