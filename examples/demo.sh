@@ -1,0 +1,101 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# demo.sh BUILD [MIB] - send a random file through weir's echo server, in as many connections of socat as it has
+# parts, and see whether all of it comes back. Shows what that cost, and ends with 0 only if every byte was right.
+#
+# ./dev demo calls it, after building. It starts only what it ends itself, and leaves nothing behind.
+
+set -eu
+
+build=${1:?usage: demo.sh BUILD [MIB]}
+mib=${2:-64}
+connections=64
+idle_s=20
+
+directory=
+server=
+clients=
+
+cleanup() {
+    # What is not waited for yet is ours still, so the numbers cannot be somebody else's by now.
+    for pid in $clients $server; do kill -9 "$pid" 2>/dev/null || :; done
+    wait
+    [ -z "$directory" ] || rm -rf "$directory"
+}
+trap cleanup EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+fail() {
+    echo "demo: FAILED: $*" >&2
+    exit 1
+}
+
+checksum() { cat "$@" | sha256sum | cut -d ' ' -f 1; }
+
+command -v socat >/dev/null || fail "there is no socat (./dev deps installs it)"
+
+# ---- what is sent -----------------------------------------------------------------------------------------------
+
+# The parts are a little larger than equal, so that they begin and end at odd places.
+directory=$(mktemp -d)
+bytes=$((mib * 1048576))
+head -c "$bytes" /dev/urandom >"$directory/file"
+split -a 2 -b $((bytes / connections + 7)) "$directory/file" "$directory/sent."
+
+# ---- the server -------------------------------------------------------------------------------------------------
+
+mkfifo "$directory/said"
+"$build/examples/demo_server" 127.0.0.1:0 $connections >"$directory/said" &
+server=$!
+exec 3<"$directory/said"
+read -r _ address <&3 || fail "the server did not start"
+
+# ---- the clients ------------------------------------------------------------------------------------------------
+
+# Small writes and a small send buffer make many small receives, as busy servers see them; it is not about speed.
+# When its part is sent, socat ends its half of the connection and waits for the other.
+echo "demo: $mib MiB through $connections connections of socat to $address"
+for part in "$directory"/sent.??; do
+    socat -b 1024 -t $idle_s -T $idle_s - "TCP:$address,nodelay,sndbuf=4096" \
+        <"$part" >"$directory/back.${part##*.}" 2>>"$directory/complaints" 3<&- &
+    clients="$clients $!"
+done
+failed=0
+for pid in $clients; do
+    wait "$pid" || failed=$((failed + 1))
+    clients=${clients#" $pid"}
+done
+if [ $failed -gt 0 ]; then
+    head -n 3 "$directory/complaints" >&2
+    fail "$failed of $connections clients failed"
+fi
+
+# ---- what came back ---------------------------------------------------------------------------------------------
+
+# The parts' names sort as they were cut.
+before=$(checksum "$directory/file")
+after=$(checksum "$directory"/back.??)
+if [ "$before" != "$after" ]; then
+    for part in "$directory"/sent.??; do
+        cmp "$part" "$directory/back.${part##*.}" >&2 || :
+    done
+    fail "what came back is not what was sent"
+fi
+
+# Its last client gone, the server tells its figures and ends.
+status=0
+cat <&3 >"$directory/figures"
+wait "$server" || status=$?
+server=
+[ $status -eq 0 ] || fail "the server ended with $status"
+last=$(tail -n 1 "$directory/figures")
+case " $last " in
+*" bytes=$bytes "*) ;;
+*) fail "the server counted otherwise: $last" ;;
+esac
+sed '$d' "$directory/figures"
+echo "  sha256       $before"
+echo "demo: ok $last"
