@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_TESTS_SCRIPTED_H
+#define WEIR_TESTS_SCRIPTED_H
+
+/*
+ * A kernel that does what the test says: it stands in the place of lib/edge and makes no system call for io_uring,
+ * sockets or the clock. The library runs on it unmodified.
+ *
+ * A test reads as a story: let the library enter the kernel, look at what it submitted (script_expect), say what came
+ * of it (script_complete, script_receive), let the library dispatch, look at what it told its owner.
+ *
+ * There is one ring at a time, and one thread may use it; the few calls that other threads make (waking, the
+ * inheritance of memory) are safe.
+ */
+
+#include "edge/ring.h"
+#include "edge/sys.h"
+
+/* ---- beginning and end ------------------------------------------------------------------------------ */
+
+/* A kernel that knows everything (6.18), at a time of one second, with nothing open. */
+void script_begin(void);
+/* Asserts that rings, buffer rings and descriptors are closed, and forgets everything. */
+void script_end(void);
+/* As the end, but what the library left behind on purpose may be there. Return: buffer rings not closed. */
+unsigned script_end_abandoned(void);
+
+/* ---- what the kernel refuses ------------------------------------------------------------------------ */
+
+enum script_call {
+    SCRIPT_OPEN,
+    SCRIPT_ENABLE,
+    SCRIPT_ENTER,
+    SCRIPT_BUFFERS_OPEN,
+    SCRIPT_EVENTFD,
+    SCRIPT_SOCKETPAIR,
+    SCRIPT_SEND,
+    SCRIPT_SET_INHERITED,
+    SCRIPT_CALLS
+};
+
+/* The next @times calls do nothing but return @error. */
+void script_fail(enum script_call call, int error, unsigned times);
+/* An older kernel: a ring with any of these IORING_SETUP_* is -EINVAL. */
+void script_refuse_setup(uint32_t flags);
+/* A small RLIMIT_MEMLOCK: a submission queue of more entries is -ENOMEM. */
+void script_refuse_entries(unsigned more_than);
+/* An older kernel: a buffer ring with any of these IOU_PBUF_RING_* is -EINVAL. */
+void script_refuse_buffer_rings(uint16_t flags);
+void script_set_kernel(unsigned major, unsigned minor, unsigned patch);
+void script_set_features(uint32_t features);
+
+/* ---- what the library asked for --------------------------------------------------------------------- */
+
+typedef struct script_attempt {
+    unsigned sq_entries, cq_entries;
+    uint32_t flags;
+    int result;
+} script_attempt;
+
+/* Attempts to open a ring since the beginning, and one of them. */
+unsigned script_attempts(void);
+script_attempt script_attempt_at(unsigned index);
+unsigned script_rings_open(void);
+
+typedef struct script_enter {
+    unsigned count; /* of enters */
+    unsigned wait, submitted;
+    uint32_t flags;
+    int64_t timeout_ns;
+} script_enter;
+
+/* The last one. */
+script_enter script_last_enter(void);
+
+typedef struct script_entry {
+    struct io_uring_sqe sqe;
+    bool is_live; /* its final completion has not been said */
+    bool is_seen; /* by the test */
+} script_entry;
+
+/* The oldest submitted entry that the test has not seen, which must be this one. */
+script_entry *script_expect(uint8_t opcode, int fd);
+/* Likewise, and it cancels @target. */
+script_entry *script_expect_cancel(const script_entry *target);
+/* The oldest unseen entry like this wherever it stands, or NULL. */
+script_entry *script_find(uint8_t opcode, int fd);
+/* How many the test has not seen. */
+unsigned script_unseen(void);
+
+/* ---- what the kernel does --------------------------------------------------------------------------- */
+
+/* A completion; without IORING_CQE_F_MORE it is the last of its entry. */
+void script_complete(script_entry *entry, int32_t res, uint32_t flags);
+/* Bytes came on a receive, and take as many buffers as they need; -ENOBUFS if there is none. @goes_on: F_MORE. */
+void script_receive(script_entry *entry, const void *bytes, size_t size, bool goes_on);
+/* As it would be, but say nothing: the bytes of @size are consumed without a completion. */
+void script_consume(const script_entry *entry, size_t size);
+/* Answer each cancellation in the enter that submits it: the target's -ECANCELED, then 0; or -ENOENT. */
+void script_answer_cancels(bool answers);
+/* Called at the end of each enter, before it looks for completions. */
+void script_on_enter(void (*hook)(void *userdata), void *userdata);
+/* Say that completions overflowed. (They also do when the completion queue is full.) */
+void script_overflow(bool is_overflown);
+/* Completions not taken by the library. */
+unsigned script_completions(void);
+/* As the kernel writes: past every sanitizer's poison. */
+void script_write(void *target, const void *bytes, size_t size);
+/* The time, and its passing. A wait that nothing ends passes as much as it was to last. */
+void script_advance_ns(int64_t ns);
+
+/* ---- buffers ---------------------------------------------------------------------------------------- */
+
+typedef struct script_group {
+    bool is_registered;
+    uint16_t id, flags;
+    uint32_t entries, published, available; /* ever; and not consumed */
+} script_group;
+
+/* The group registered last. */
+script_group script_last_group(void);
+unsigned script_groups_registered(void);
+/* What was published at this place since the group was registered, as it was then. */
+weir__provided script_published(uint32_t position);
+/* Write where the library put buffer @id of the last group. */
+void script_write_into_buffer(uint16_t id, uint32_t offset, const void *bytes, size_t size);
+
+/* ---- descriptors ------------------------------------------------------------------------------------ */
+
+unsigned script_fds_open(void);
+unsigned script_signals(void); /* of eventfds */
+
+#endif
