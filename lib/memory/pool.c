@@ -366,8 +366,7 @@ void weir__pool_end_dispatch(weir_pool *pool) {
         buffer->is_dispatched = false;
         weir__block_unref_local(&buffer->block);
     }
-    if (atomic_load_explicit(&pool->returned, memory_order_relaxed) != NULL)
-        weir__pool_collect(pool);
+    weir__pool_collect(pool);
 }
 
 void weir__pool_starve(weir_pool *pool) {
@@ -427,8 +426,13 @@ static void collect(weir_pool *pool, weir_block *block) {
     }
 }
 
+bool weir__pool_has_returned(const weir_pool *pool) {
+    return atomic_load(&pool->returned) != NULL;
+}
+
 void weir__pool_collect(weir_pool *pool) {
-    collect(pool, atomic_exchange(&pool->returned, NULL));
+    if (weir__pool_has_returned(pool))
+        collect(pool, atomic_exchange(&pool->returned, NULL));
 }
 
 void weir__pool_withdraw(weir_pool *pool) {

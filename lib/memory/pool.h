@@ -69,6 +69,8 @@ bool weir__pool_next_byte(const weir_pool *pool, const uint8_t **ret_data, uint3
 
 /* The callbacks of a batch of completions are over: drop the dispatch's references. */
 void weir__pool_end_dispatch(weir_pool *pool);
+/* Has another thread given something back that was not taken in yet? */
+bool weir__pool_has_returned(const weir_pool *pool);
 /* Take in what other threads gave back. */
 void weir__pool_collect(weir_pool *pool);
 /* A receive found no buffer: widen the window. */

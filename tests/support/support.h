@@ -16,6 +16,8 @@
 #include <cmocka.h>
 #include <weir.h>
 
+#include "support/bytes.h"
+
 /* ---- an allocator ----------------------------------------------------------------------------------- */
 
 typedef struct test_memory {
@@ -67,15 +69,6 @@ int test_connect(const weir_listener *listener);
 void test_pair(bool tcp, int ret_fds[2]);
 /* A free port's address on loopback, "127.0.0.1:N", where nobody listens. */
 void test_free_address(char *text, size_t size);
-
-/* Every stream's bytes: what stands at @position of the stream number @seed. */
-uint8_t test_byte(uint64_t seed, uint64_t position);
-void test_fill(uint64_t seed, uint64_t position, void *data, size_t size);
-/* The first position at which @data differs, or -1. */
-int64_t test_differs(uint64_t seed, uint64_t position, const void *data, size_t size);
-
-/* A random number from a state of its own: repeatable. */
-uint64_t test_random(uint64_t *state);
 
 /* Keep what MUST_CHECK wants looked at, and look at it. */
 #define test_ok(expression) assert_int_equal((expression), 0)
