@@ -181,6 +181,16 @@ void scribe_turns(const test_fixture *fixture, int turns) {
         scribe_turn(fixture, 0);
 }
 
+static void *do_nothing(void *userdata) {
+    return userdata;
+}
+
+int first_thread(void **state) {
+    (void)state;
+    pthread_t thread;
+    return pthread_create(&thread, NULL, do_nothing, NULL) == 0 ? pthread_join(thread, NULL) : -1;
+}
+
 /* ---- memory that is lent to a stream ------------------------------------------------------------------- */
 
 void loan_release(const void *data, size_t size, void *userdata) {

@@ -111,6 +111,10 @@ void scribe_turn(const test_fixture *fixture, int64_t timeout_ns);
 /* As many turns as anything that hangs about can need. */
 void scribe_turns(const test_fixture *fixture, int turns);
 
+/* A sanitizer makes a thread of its own when a program makes its first: make that one, before threads are counted.
+ * A group's setup. */
+int first_thread(void **state);
+
 /* ---- memory that is lent to a stream ---------------------------------------------------------------------- */
 
 typedef struct loan {
