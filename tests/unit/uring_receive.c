@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: MIT */
+/* Receiving: how receives are armed, what ends them, what starts them again, and who waits for a buffer. */
+#include "unit/rig.h"
+
+static owner o[16];
+
+static const char *full(void) {
+    static char bytes[BUFFER + 1];
+    memset(bytes, 'f', BUFFER);
+    return bytes;
+}
+
+static bool polls_first(const script_entry *entry) {
+    return (entry->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) != 0;
+}
+
+/* ---- arming ----------------------------------------------------------------------------------------- */
+
+static void receive_is_a_multishot_on_the_group(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    const script_entry *entry = rig_receive(o, 7);
+    assert_int_equal(entry->sqe.fd, 7);
+    assert_int_equal(entry->sqe.flags, IOSQE_BUFFER_SELECT);
+    assert_int_equal(entry->sqe.buf_group, script_last_group().id);
+    assert_int_equal(entry->sqe.ioprio, IORING_RECV_MULTISHOT);
+    assert_int_equal(entry->sqe.len, 0);
+    assert_int_equal(entry->sqe.addr, 0);
+    assert_int_equal(entry->sqe.msg_flags, 0); /* MSG_WAITALL corrupts a shared incremental group */
+    told_nothing_more(o);
+    rig_cancel_and_close(o, 1);
+}
+
+static void start_asks_nothing_of_the_kernel(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    unsigned enters = script_last_enter().count;
+    r.backend->verbs->receive(r.backend, &o->op, 7);
+    assert_int_equal(script_last_enter().count, enters);
+    assert_int_equal(script_unseen(), 0);
+    assert_false(weir__op_is_idle(&o->op));
+    assert_false(r.backend->verbs->is_quiet(r.backend));
+    rig_submit();
+    script_expect(IORING_OP_RECV, 7);
+    rig_cancel_and_close(o, 1);
+}
+
+static void group_is_registered_as_the_mode_says(void **state) {
+    (void)state;
+    rig_open_default();
+    assert_int_equal(script_last_group().flags, IOU_PBUF_RING_INC);
+    assert_int_equal(script_last_group().entries, 16);
+    assert_int_equal(script_last_group().published, 4);
+    rig_close();
+    rig_open(&(rig_options){ .is_classic = true });
+    assert_int_equal(script_last_group().flags, 0);
+    rig_close();
+}
+
+/* ---- data ------------------------------------------------------------------------------------------- */
+
+static void bytes_of_several_streams_come_from_one_buffer(void **state) {
+    (void)state;
+    owners_init(o, 2);
+    rig_open_default();
+    script_entry *one = rig_receive(&o[0], 7), *two = rig_receive(&o[1], 8);
+    script_receive(one, "hello", 5, true);
+    script_receive(two, "other", 5, true);
+    script_receive(one, "world", 5, true);
+    rig_turn();
+    told_bytes(&o[0], "hello");
+    told_bytes(&o[0], "world");
+    told_bytes(&o[1], "other");
+    assert_ptr_equal(o[0].told[1].data, o[0].told[0].data + 10);
+    assert_int_equal(r.backend->stats.slices, 3);
+    assert_int_equal(r.backend->stats.bytes_in, 15);
+    assert_int_equal(r.backend->stats.rearms, 0);
+    told_nothing_more(&o[0]);
+    told_nothing_more(&o[1]);
+    rig_cancel_and_close(o, 2);
+}
+
+static void bytes_go_on_in_the_next_buffer(void **state) {
+    (void)state;
+    static char bytes[BUFFER + 100];
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    test_fill(1, 0, bytes, sizeof bytes);
+    script_receive(entry, bytes, sizeof bytes, true);
+    rig_turn();
+    assert_int_equal(next_told(o)->size, BUFFER);
+    assert_int_equal(next_told(o)->size, 100);
+    assert_int_equal(test_differs(1, BUFFER, o->told[1].bytes, 32), -1);
+    told_nothing_more(o);
+    rig_cancel_and_close(o, 1);
+}
+
+static void buffers_that_came_back_are_published_by_the_next_wait(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_receive(entry, full(), BUFFER, true);
+    rig_turn();
+    assert_int_equal(script_last_group().published, 4);
+    rig_submit();
+    assert_int_equal(script_last_group().published, 5);
+    assert_int_equal(script_published(4).id, script_published(0).id); /* the hottest one */
+    assert_ptr_equal(script_published(4).data, script_published(0).data);
+    assert_int_equal(script_published(4).size, BUFFER);
+    rig_cancel_and_close(o, 1);
+}
+
+/* The kernel ends a multishot when its queue of completions is full; the bytes are good. */
+static void receive_ended_with_data_is_armed_again_after_the_data(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_receive(entry, "hello", 5, false);
+    rig_turn();
+    told_bytes(o, "hello");
+    told_nothing_more(o);
+    assert_int_equal(r.backend->stats.rearms, 1);
+    rig_submit();
+    entry = script_expect(IORING_OP_RECV, 7);
+    script_receive(entry, "world", 5, true);
+    rig_turn();
+    told_bytes(o, "world");
+    rig_cancel_and_close(o, 1);
+}
+
+static void receive_ended_for_no_reason_is_armed_again(void **state) {
+    (void)state;
+    static const int errors[] = { -ECANCELED, -EINTR, -EAGAIN };
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        script_complete(entry, errors[i], 0);
+        rig_turn();
+        told_nothing_more(o);
+        rig_submit();
+        entry = script_expect(IORING_OP_RECV, 7);
+    }
+    assert_int_equal(r.backend->stats.rearms, 3);
+    rig_cancel_and_close(o, 1);
+}
+
+static void end_of_the_stream_is_final(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_receive(entry, "bye", 3, true);
+    script_complete(entry, 0, IORING_CQE_F_SOCK_NONEMPTY);
+    rig_turn();
+    told_bytes(o, "bye");
+    told_final(o, 0);
+    rig_submit();
+    assert_int_equal(script_unseen(), 0);
+    rig_close();
+}
+
+static void error_of_the_stream_is_final(void **state) {
+    (void)state;
+    static const int errors[] = { -ECONNRESET, -ETIMEDOUT, -ENOTCONN, -EBADF, -ENOMEM };
+    owner_init(o);
+    rig_open_default();
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        script_complete(rig_receive(o, 7), errors[i], 0);
+        rig_turn();
+        told_final(o, errors[i]);
+    }
+    rig_close();
+}
+
+static void end_may_carry_the_last_word_on_a_buffer(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_complete(entry, 0, IORING_CQE_F_BUFFER | (uint32_t)script_published(0).id << IORING_CQE_BUFFER_SHIFT);
+    rig_turn();
+    told_final(o, 0);
+    assert_int_equal(rig_pool_stats().buffers_idle, 1);
+    rig_close();
+}
+
+/* An owner may end, and free, what it is told about. */
+static void restart(owner *it, const told *last) {
+    if (last->is_final && it->count == 2)
+        r.backend->verbs->receive(r.backend, &it->op, 9);
+    if (last->is_final)
+        it->finals = 0;
+}
+
+static void final_may_start_the_operation_again(void **state) {
+    (void)state;
+    owner_init(o);
+    o->then = restart;
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_receive(entry, "bye", 3, true);
+    script_complete(entry, 0, 0);
+    rig_turn();
+    assert_int_equal(o->count, 2);
+    rig_submit();
+    script_complete(script_expect(IORING_OP_RECV, 9), -ECONNRESET, 0);
+    rig_turn();
+    assert_int_equal(o->count, 3);
+    assert_int_equal(o->told[2].result, -ECONNRESET);
+    rig_close();
+}
+
+static void dispatch_stops_at_its_limit_and_goes_on(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    for (int i = 0; i < 5; i++)
+        script_receive(entry, "data!", 5, true);
+    rig_submit();
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 2), 2);
+    assert_int_equal(o->count, 2);
+    assert_true(r.backend->verbs->is_ready(r.backend));
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 2), 2);
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 2), 1);
+    assert_int_equal(o->count, 5);
+    assert_false(r.backend->verbs->is_ready(r.backend));
+    rig_cancel_and_close(o, 1);
+}
+
+/* ---- running dry ------------------------------------------------------------------------------------ */
+
+enum { KEPT = 32 };
+static weir_slice kept[KEPT];
+static unsigned kept_count;
+
+static void keep(owner *it, const told *last) {
+    if (last->size > 0)
+        weir_slice_ref(&it->slice, &kept[kept_count++]);
+}
+
+/* A rig of @buffers, all of them filled by stream 0 and kept. */
+static void open_dry(unsigned buffers) {
+    owners_init(o, 16);
+    kept_count = 0;
+    o[0].then = keep;
+    rig_open(&(rig_options){ .budget = buffers, .window = buffers });
+    script_entry *entry = rig_receive(&o[0], 100);
+    for (unsigned i = 0; i < buffers; i++)
+        script_receive(entry, full(), BUFFER, true);
+    rig_turn();
+    assert_int_equal(kept_count, buffers);
+    rig_submit();
+    assert_int_equal(weir__pool_available(r.pool), 0);
+    /* It has nothing more to say: out of the way. */
+    script_complete(entry, 0, 0);
+    rig_dispatch();
+    o[0].finals = 0;
+}
+
+static void drop_kept(unsigned count) {
+    while (count-- > 0)
+        weir_slice_unref(&kept[--kept_count]);
+}
+
+/* Streams 1 to @count find no buffer, in this order. */
+static void park(unsigned count) {
+    for (unsigned i = 1; i <= count; i++) {
+        script_entry *entry = rig_receive(&o[i], 100 + (int)i);
+        assert_true(polls_first(entry));
+        script_receive(entry, "?", 1, true);
+    }
+    rig_turn();
+    assert_int_equal(rig_pool_stats().parked_streams, count);
+    for (unsigned i = 1; i <= count; i++)
+        told_nothing_more(&o[i]);
+}
+
+static void close_dry(unsigned count) {
+    drop_kept(kept_count);
+    rig_cancel_and_close(o, count + 1);
+}
+
+static void receive_that_finds_no_buffer_is_parked(void **state) {
+    (void)state;
+    open_dry(1);
+    park(1);
+    rig_submit();
+    rig_submit();
+    assert_int_equal(script_unseen(), 0); /* never while none is there */
+    assert_int_equal(rig_pool_stats().starved, 1);
+    close_dry(1);
+}
+
+static void parked_receives_start_again_in_order_one_a_buffer(void **state) {
+    (void)state;
+    open_dry(4);
+    park(6);
+    drop_kept(2);
+    rig_submit();
+    script_entry *first = script_expect(IORING_OP_RECV, 101), *second = script_expect(IORING_OP_RECV, 102);
+    assert_int_equal(script_unseen(), 0);
+    assert_int_equal(rig_pool_stats().parked_streams, 4);
+    script_receive(first, full(), BUFFER, true);
+    script_receive(second, full(), BUFFER, true);
+    rig_dispatch(); /* both come back at the end of the dispatch, for nobody kept them */
+    rig_submit();
+    script_expect(IORING_OP_RECV, 103);
+    script_expect(IORING_OP_RECV, 104);
+    assert_int_equal(script_unseen(), 0);
+    close_dry(6);
+}
+
+static void receive_that_starves_again_goes_to_the_back(void **state) {
+    (void)state;
+    open_dry(2);
+    park(3);
+    drop_kept(1);
+    rig_submit();
+    script_entry *first = script_expect(IORING_OP_RECV, 101);
+    script_complete(first, -ENOBUFS, 0); /* somebody was faster */
+    rig_dispatch();
+    rig_submit();
+    script_expect(IORING_OP_RECV, 102);
+    assert_int_equal(script_unseen(), 0);
+    rig_submit();
+    script_expect(IORING_OP_RECV, 103);
+    rig_submit();
+    script_expect(IORING_OP_RECV, 101);
+    close_dry(3);
+}
+
+static void receive_without_a_buffer_polls_first(void **state) {
+    (void)state;
+    open_dry(1);
+    assert_true(polls_first(rig_receive(&o[1], 101)));
+    drop_kept(1);
+    rig_submit();
+    assert_false(polls_first(rig_receive(&o[2], 102)));
+    close_dry(2);
+}
+
+static void newcomer_polls_first_while_others_are_parked(void **state) {
+    (void)state;
+    open_dry(2);
+    park(3);
+    drop_kept(1);
+    r.backend->verbs->receive(r.backend, &o[4].op, 104);
+    rig_submit();
+    const script_entry *entry = script_find(IORING_OP_RECV, 104);
+    assert_non_null(entry);
+    assert_true(polls_first(entry)); /* there is a buffer, and others have waited for it longer */
+    script_expect(IORING_OP_RECV, 101);
+    close_dry(4);
+}
+
+static void starving_widens_the_window(void **state) {
+    (void)state;
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = 16, .window = 1 });
+    script_entry *one = rig_receive(&o[0], 7), *two = rig_receive(&o[1], 8);
+    script_receive(one, full(), BUFFER, true);
+    script_receive(two, "late", 4, true);
+    rig_turn();
+    assert_int_equal(rig_pool_stats().window_buffers, 2);
+    rig_submit();
+    assert_int_equal(weir__pool_available(r.pool), 2);
+    script_receive(script_expect(IORING_OP_RECV, 8), "late", 4, true);
+    rig_dispatch();
+    told_bytes(&o[1], "late");
+    assert_int_equal(rig_pool_stats().parked_streams, 0);
+    rig_cancel_and_close(o, 2);
+}
+
+static void tick_trims_the_pool(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open(&(rig_options){ .budget = 16, .window = 1 });
+    weir__pool_starve(r.pool);
+    rig_turn();
+    assert_int_equal(rig_pool_stats().window_buffers, 2);
+    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend);
+    assert_int_equal(rig_pool_stats().window_buffers, 1);
+    rig_close();
+}
+
+static void cancelled_while_parked_it_is_over_at_once(void **state) {
+    (void)state;
+    open_dry(2);
+    park(3);
+    r.backend->verbs->cancel(r.backend, &o[2].op);
+    assert_true(r.backend->verbs->is_ready(r.backend));
+    told_nothing_more(&o[2]); /* not inside the call */
+    assert_int_equal(rig_pool_stats().parked_streams, 2);
+    rig_dispatch();
+    told_final(&o[2], -ECANCELED);
+    drop_kept(1);
+    rig_submit();
+    script_expect(IORING_OP_RECV, 101);
+    rig_submit();
+    script_expect(IORING_OP_RECV, 103);
+    assert_int_equal(script_unseen(), 0);
+    close_dry(3);
+}
+
+static void buffer_released_wakes_a_sleeper_only_while_streams_are_parked(void **state) {
+    (void)state;
+    open_dry(2);
+    park(1);
+    weir__waker_sleep(r.waker);
+    drop_kept(1);
+    assert_int_equal(script_signals(), 1);
+    rig_submit();
+    script_expect(IORING_OP_RECV, 101);
+    weir__waker_sleep(r.waker);
+    drop_kept(1);
+    assert_int_equal(script_signals(), 1);
+    close_dry(1);
+}
+
+/* ---- overflow --------------------------------------------------------------------------------------- */
+
+static void overflow_is_counted_once_and_loses_nothing(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open(&(rig_options){ .tuning = { .sq_entries = 4, .cq_entries = 8 } });
+    script_entry *entry = rig_receive(o, 7);
+    for (int i = 0; i < 20; i++)
+        script_receive(entry, "data!", 5, i < 19);
+    rig_dispatch();
+    assert_int_equal(o->count, 8);
+    assert_int_equal(r.backend->stats.overflows, 1);
+    rig_dispatch();
+    assert_int_equal(r.backend->stats.overflows, 1);
+    rig_turn();
+    assert_int_equal(o->count, 16);
+    assert_int_equal(r.backend->stats.overflows, 1); /* the same one goes on */
+    rig_turn();
+    assert_int_equal(o->count, 20);
+    for (int i = 0; i < 20; i++)
+        told_bytes(o, "data!");
+    rig_submit();
+    entry = script_expect(IORING_OP_RECV, 7);
+    for (int i = 0; i < 9; i++)
+        script_receive(entry, "data!", 5, true);
+    rig_dispatch();
+    assert_int_equal(r.backend->stats.overflows, 2); /* another one */
+    rig_turn();
+    rig_turn();
+    assert_int_equal(o->count, 29);
+    assert_int_equal(r.backend->mode, WEIR_BACKEND_URING_INCREMENTAL);
+    rig_cancel_and_close(o, 1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        rig_test(receive_is_a_multishot_on_the_group),
+        rig_test(start_asks_nothing_of_the_kernel),
+        rig_test(group_is_registered_as_the_mode_says),
+        rig_test(bytes_of_several_streams_come_from_one_buffer),
+        rig_test(bytes_go_on_in_the_next_buffer),
+        rig_test(buffers_that_came_back_are_published_by_the_next_wait),
+        rig_test(receive_ended_with_data_is_armed_again_after_the_data),
+        rig_test(receive_ended_for_no_reason_is_armed_again),
+        rig_test(end_of_the_stream_is_final),
+        rig_test(error_of_the_stream_is_final),
+        rig_test(end_may_carry_the_last_word_on_a_buffer),
+        rig_test(final_may_start_the_operation_again),
+        rig_test(dispatch_stops_at_its_limit_and_goes_on),
+        rig_test(receive_that_finds_no_buffer_is_parked),
+        rig_test(parked_receives_start_again_in_order_one_a_buffer),
+        rig_test(receive_that_starves_again_goes_to_the_back),
+        rig_test(receive_without_a_buffer_polls_first),
+        rig_test(newcomer_polls_first_while_others_are_parked),
+        rig_test(starving_widens_the_window),
+        rig_test(tick_trims_the_pool),
+        rig_test(cancelled_while_parked_it_is_over_at_once),
+        rig_test(buffer_released_wakes_a_sleeper_only_while_streams_are_parked),
+        rig_test(overflow_is_counted_once_and_loses_nothing),
+    };
+    return cmocka_run_group_tests_name("uring-receive", tests, NULL, NULL);
+}
