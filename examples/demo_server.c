@@ -28,12 +28,13 @@ typedef struct connection {
 
 static connection *connections;
 static unsigned expected, connected;
-static unsigned failed; /* connections that ended otherwise than by their peer's wish */
-static uint64_t most_unsent;
+static unsigned failed;          /* connections that ended otherwise than by their peer's wish */
+static uint64_t most_unsent;     /* receives that were held at once */
+static uint64_t most_held_bytes; /* and the buffers that held them */
 static int64_t started_ns, ended_ns;
 
-/* How many receives are held just now: so many buffers there would have to be, if each had its own. */
-static void count_unsent(void) {
+/* How many receives are held just now: so many buffers it would take if each had its own. */
+static void count_unsent(weir_pool *pool) {
     uint64_t unsent = 0;
     for (connection *c = connections; c < connections + connected; c++) {
         if (c->count == 0)
@@ -45,6 +46,13 @@ static void count_unsent(void) {
     }
     if (unsent > most_unsent)
         most_unsent = unsent;
+
+    weir_pool_stats memory = { .size = sizeof memory };
+    if (weir_pool_get_stats(pool, &memory) < 0)
+        return;
+    uint64_t held_bytes = ((uint64_t)memory.buffers_filling + memory.buffers_retired) * memory.buffer_bytes;
+    if (held_bytes > most_held_bytes)
+        most_held_bytes = held_bytes;
 }
 
 static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
@@ -59,7 +67,7 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     c->received_bytes += slice->size;
     if (c->count < MOST_UNSENT)
         c->ends[(c->first + c->count++) % MOST_UNSENT] = c->received_bytes;
-    count_unsent();
+    count_unsent(weir_loop_get_pool(weir_stream_get_loop(stream)));
 }
 
 static void on_drain(weir_stream *stream, void *userdata) {
@@ -137,18 +145,19 @@ static int report(weir_loop *loop) {
     const char *backend = backend_name(info.backend);
     const double seconds = (double)(ended_ns - started_ns) / 1e9;
     const uint64_t slices = stats.slices > 0 ? stats.slices : 1, bytes = stats.bytes_in > 0 ? stats.bytes_in : 1;
-    printf("  mode         %s%s%s, %s\n", backend, info.reason[0] != '\0' ? ": " : "", info.reason,
-           uname(&system) == 0 ? system.release : "unknown kernel");
+    printf("  mode         %s%s%s, Linux %s\n", backend, info.reason[0] != '\0' ? ": " : "", info.reason,
+           uname(&system) == 0 ? system.release : "?");
     printf("  connections  %u at once, %u failed\n", connected, failed);
     printf("  bytes        %" PRIu64 " in, %" PRIu64 " out, %" PRIu64 " copied\n", stats.bytes_in, stats.bytes_out,
            stats.bytes_copied);
     printf("  slices       %" PRIu64 ", %" PRIu64 " bytes on average\n", stats.slices, stats.bytes_in / slices);
-    printf("  buffers      %" PRIu64 " of %u KiB, used again %" PRIu64 " times\n",
-           memory.peak_bytes / memory.buffer_bytes, memory.buffer_bytes >> 10, memory.recycled);
-    printf("  memory       %.1f MiB at most\n", mib(memory.peak_bytes));
-    printf("               %.1f MiB if each receive not sent back had a buffer of %d KiB\n",
-           mib(most_unsent * USUAL_BUFFER), USUAL_BUFFER >> 10);
-    printf("               %.1f MiB if each connection had one, and copied\n",
+    printf("  memory       %.1f MiB in %" PRIu64 " buffers of %u KiB, used again %" PRIu64 " times\n",
+           mib(memory.peak_bytes), memory.peak_bytes / memory.buffer_bytes, memory.buffer_bytes >> 10,
+           memory.recycled);
+    printf("  held         %.1f MiB at most, for what was received and not yet sent back\n", mib(most_held_bytes));
+    printf("               %.1f MiB if each receive had a buffer of %d KiB\n", mib(most_unsent * USUAL_BUFFER),
+           USUAL_BUFFER >> 10);
+    printf("               %.1f MiB if each connection had one, besides the copies it would make\n",
            mib((uint64_t)connected * USUAL_BUFFER));
     printf("  enters       %" PRIu64 ", %.1f per MiB\n", stats.enters, (double)stats.enters / mib(bytes));
     printf("  time         %.2f s\n", seconds);
