@@ -316,6 +316,17 @@ unsigned script_unseen(void) {
     return count;
 }
 
+script_entry *script_live(unsigned index) {
+    for (unsigned i = 0; i < script.entry_count; i++)
+        if (script.entries[i]->is_live && index-- == 0)
+            return script.entries[i];
+    return NULL;
+}
+
+script_entry *script_live_target(const script_entry *cancel) {
+    return find_live(cancel->sqe.addr);
+}
+
 /* ---- completions ------------------------------------------------------------------------------------ */
 
 void script_complete(script_entry *entry, int32_t res, uint32_t flags) {

@@ -87,6 +87,9 @@ script_entry *script_expect_cancel(const script_entry *target);
 script_entry *script_find(uint8_t opcode, int fd);
 /* How many the test has not seen. */
 unsigned script_unseen(void);
+/* An entry, seen or not, that the kernel has not answered for good: the @index-th of them, or NULL. */
+script_entry *script_live(unsigned index);
+script_entry *script_live_target(const script_entry *cancel);
 
 /* ---- what the kernel does --------------------------------------------------------------------------- */
 
