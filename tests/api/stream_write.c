@@ -342,12 +342,13 @@ static void released_before_close(witness *w, char event, const weir_slice *slic
         assert_int_equal(((lent *)w->userdata)->releases, 1);
 }
 
-/* Some megabytes that no socket takes at once. */
-static uint8_t lots[8 << 20];
+/* More than a small socket takes at once. */
+static uint8_t lots[1 << 20];
 
 static int lend(test_fixture *f, witness *w, lent *it, bool tcp) {
     const weir_stream_options options = { .size = sizeof options,
                                           .queue_limit_bytes = sizeof lots,
+                                          .queue_high_bytes = 1000,
                                           .linger_timeout_ns = 20 * ms };
     int fds[2];
     memset(w, 0, sizeof *w);
