@@ -55,13 +55,20 @@ read -r _ address <&3 || fail "the server did not start"
 
 # ---- the clients ------------------------------------------------------------------------------------------------
 
-# Small writes and a small send buffer make many small receives, as busy servers see them; it is not about speed.
-# When its part is sent, socat ends its half of the connection and waits for the other.
+# Most write little at a time into a small send buffer, which makes many small receives, as busy servers see them; some
+# write much and read slowly, which makes the server's sends stop halfway. It is not about speed. When its part is
+# sent, socat ends its half of the connection and waits for the other.
 echo "demo: $mib MiB through $connections connections of socat to $address"
+number=0
 for part in "$directory"/sent.??; do
-    socat -b 1024 -t $idle_s -T $idle_s - "TCP:$address,nodelay,sndbuf=4096" \
+    case $((number % 8)) in
+    0) block=8192 options=rcvbuf=4096,sndbuf=65536 ;;
+    *) block=1024 options=nodelay,sndbuf=4096 ;;
+    esac
+    socat -b $block -t $idle_s -T $idle_s - "TCP:$address,$options" \
         <"$part" >"$directory/back.${part##*.}" 2>>"$directory/complaints" 3<&- &
     clients="$clients $!"
+    number=$((number + 1))
 done
 failed=0
 for pid in $clients; do
@@ -70,6 +77,11 @@ for pid in $clients; do
 done
 if [ $failed -gt 0 ]; then
     head -n 3 "$directory/complaints" >&2
+    kill "$server" 2>/dev/null || :
+    status=0
+    wait "$server" || status=$?
+    server=
+    [ $status -eq 143 ] || echo "demo: the server had ended, with $status" >&2 # 143: it was we who ended it
     fail "$failed of $connections clients failed"
 fi
 
@@ -80,8 +92,8 @@ before=$(checksum "$directory/file")
 after=$(checksum "$directory"/back.??)
 if [ "$before" != "$after" ]; then
     for part in "$directory"/sent.??; do
-        cmp "$part" "$directory/back.${part##*.}" >&2 || :
-    done
+        cmp "$part" "$directory/back.${part##*.}" 2>&1 || :
+    done | head -n 5 >&2
     fail "what came back is not what was sent"
 fi
 

@@ -28,31 +28,36 @@ typedef struct connection {
 
 static connection *connections;
 static unsigned expected, connected;
-static unsigned failed;          /* connections that ended otherwise than by their peer's wish */
-static uint64_t most_unsent;     /* receives that were held at once */
-static uint64_t most_held_bytes; /* and the buffers that held them */
+static unsigned failed; /* connections that ended otherwise than by their peer's wish */
 static int64_t started_ns, ended_ns;
 
-/* How many receives are held just now: so many buffers it would take if each had its own. */
-static void count_unsent(weir_pool *pool) {
-    uint64_t unsent = 0;
+/* The most that ever was received and not sent back yet: */
+static uint64_t most_unsent;       /* receives, */
+static uint64_t most_unsent_bytes; /* bytes, */
+static uint64_t most_held_bytes;   /* and the buffers that held them */
+
+static void raise_to(uint64_t *most, uint64_t now) {
+    if (now > *most)
+        *most = now;
+}
+
+static void measure(const weir_pool *pool) {
+    uint64_t unsent = 0, unsent_bytes = 0;
     for (connection *c = connections; c < connections + connected; c++) {
         if (c->count == 0)
             continue;
-        uint64_t sent_bytes = c->received_bytes - weir_stream_get_queued(c->stream);
+        uint64_t queued_bytes = weir_stream_get_queued(c->stream), sent_bytes = c->received_bytes - queued_bytes;
         for (; c->count > 0 && c->ends[c->first % MOST_UNSENT] <= sent_bytes; c->count--)
             c->first++;
         unsent += c->count;
+        unsent_bytes += queued_bytes;
     }
-    if (unsent > most_unsent)
-        most_unsent = unsent;
-
     weir_pool_stats memory = { .size = sizeof memory };
     if (weir_pool_get_stats(pool, &memory) < 0)
         return;
-    uint64_t held_bytes = ((uint64_t)memory.buffers_filling + memory.buffers_retired) * memory.buffer_bytes;
-    if (held_bytes > most_held_bytes)
-        most_held_bytes = held_bytes;
+    raise_to(&most_unsent, unsent);
+    raise_to(&most_unsent_bytes, unsent_bytes);
+    raise_to(&most_held_bytes, ((uint64_t)memory.buffers_filling + memory.buffers_retired) * memory.buffer_bytes);
 }
 
 static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
@@ -67,7 +72,7 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     c->received_bytes += slice->size;
     if (c->count < MOST_UNSENT)
         c->ends[(c->first + c->count++) % MOST_UNSENT] = c->received_bytes;
-    count_unsent(weir_loop_get_pool(weir_stream_get_loop(stream)));
+    measure(weir_loop_get_pool(weir_stream_get_loop(stream)));
 }
 
 static void on_drain(weir_stream *stream, void *userdata) {
@@ -154,11 +159,12 @@ static int report(weir_loop *loop) {
     printf("  memory       %.1f MiB in %" PRIu64 " buffers of %u KiB, used again %" PRIu64 " times\n",
            mib(memory.peak_bytes), memory.peak_bytes / memory.buffer_bytes, memory.buffer_bytes >> 10,
            memory.recycled);
-    printf("  held         %.1f MiB at most, for what was received and not yet sent back\n", mib(most_held_bytes));
+    printf("  held         %.1f MiB at most, for %.1f MiB received and not sent back yet\n", mib(most_held_bytes),
+           mib(most_unsent_bytes));
     printf("               %.1f MiB if each receive had a buffer of %d KiB\n", mib(most_unsent * USUAL_BUFFER),
            USUAL_BUFFER >> 10);
-    printf("               %.1f MiB if each connection had one, besides the copies it would make\n",
-           mib((uint64_t)connected * USUAL_BUFFER));
+    printf("               %.1f MiB if each connection had one, and copied what has to wait\n",
+           mib((uint64_t)connected * USUAL_BUFFER + most_unsent_bytes));
     printf("  enters       %" PRIu64 ", %.1f per MiB\n", stats.enters, (double)stats.enters / mib(bytes));
     printf("  time         %.2f s\n", seconds);
     printf("backend=%s bytes=%" PRIu64 " copied=%" PRIu64 "\n", backend, stats.bytes_out, stats.bytes_copied);
