@@ -1,16 +1,17 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# demo.sh BUILD [MIB] - send a random file through weir's echo server, in as many connections of socat as it has
-# parts, and see whether all of it comes back. Shows what that cost, and ends with 0 only if every byte was right.
+# demo.sh BUILD [MIB [CONNECTIONS]] - send a random file through weir's echo server, cut into parts, each over a
+# connection of its own by a socat of its own, all at once, and see whether all of it comes back. Shows what that
+# cost, and ends with 0 only if every byte was right.
 #
 # ./dev demo calls it, after building. It starts only what it ends itself, and leaves nothing behind.
 
 set -eu
 
-build=${1:?usage: demo.sh BUILD [MIB]}
+build=${1:?usage: demo.sh BUILD [MIB [CONNECTIONS]]}
 mib=${2:-64}
-connections=64
+connections=${3:-64}
 idle_s=20
 
 directory=
@@ -48,7 +49,7 @@ split -a 2 -b $((bytes / connections + 7)) "$directory/file" "$directory/sent."
 # ---- the server -------------------------------------------------------------------------------------------------
 
 mkfifo "$directory/said"
-"$build/examples/demo_server" 127.0.0.1:0 $connections >"$directory/said" &
+"$build/examples/demo_server" 127.0.0.1:0 "$connections" >"$directory/said" &
 server=$!
 exec 3<"$directory/said"
 read -r _ address <&3 || fail "the server did not start"
@@ -75,13 +76,13 @@ for pid in $clients; do
     wait "$pid" || failed=$((failed + 1))
     clients=${clients#" $pid"}
 done
-if [ $failed -gt 0 ]; then
+if [ "$failed" -gt 0 ]; then
     head -n 3 "$directory/complaints" >&2
     kill "$server" 2>/dev/null || :
     status=0
     wait "$server" || status=$?
     server=
-    [ $status -eq 143 ] || echo "demo: the server had ended, with $status" >&2 # 143: it was we who ended it
+    [ "$status" -eq 143 ] || echo "demo: the server had ended, with $status" >&2 # 143: it was we who ended it
     fail "$failed of $connections clients failed"
 fi
 
@@ -102,7 +103,7 @@ status=0
 cat <&3 >"$directory/figures"
 wait "$server" || status=$?
 server=
-[ $status -eq 0 ] || fail "the server ended with $status"
+[ "$status" -eq 0 ] || fail "the server ended with $status"
 last=$(tail -n 1 "$directory/figures")
 case " $last " in
 *" bytes=$bytes "*) ;;

@@ -290,20 +290,25 @@ def demo_server_waits_for_all_and_tells():
         check(re.fullmatch(r"backend=io_uring-(incremental|classic) bytes=13 copied=0", last), last)
 
 
+CONNECTIONS = 12  # of a server that is wrong: enough to be told apart
+
+
 def demo(scratch, way=None):
     """Runs demo.sh in a directory of its own, with a server that is wrong in some way."""
     directory, temporary = scratch / f"{way}", scratch / f"{way}.tmp"
     temporary.mkdir()
+    size = ["2", "64"]
     if way is None:
         directory = build
     else:
+        size = ["1", str(CONNECTIONS)]
         (directory / "examples").mkdir(parents=True)
         server = directory / "examples/demo_server"
         bad = root / "tests/examples/bad_server.py"
         server.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{bad}' {way} \"$@\"\n")
         server.chmod(0o755)
     return subprocess.Popen(
-        ["sh", str(root / "examples/demo.sh"), str(directory), "1"],
+        ["sh", str(root / "examples/demo.sh"), str(directory), *size],
         env={**os.environ, "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -324,7 +329,7 @@ def check_demo(way, status, said):
 
 
 def demo_shows_weir():
-    check_demo(None, 0, r"\ndemo: ok backend=io_uring-(incremental|classic) bytes=1048576 copied=0\n\Z")
+    check_demo(None, 0, r"\ndemo: ok backend=io_uring-(incremental|classic) bytes=2097152 copied=0\n\Z")
 
 
 def demo_believes_an_honest_server():
@@ -351,7 +356,7 @@ def demo_takes_everything_along_when_it_is_ended():
     with tempfile.TemporaryDirectory() as scratch:
         process, temporary = demo(pathlib.Path(scratch), "stuck")
         deadline = time.monotonic() + PATIENCE_S
-        while len(list(temporary.glob("*/back.*"))) < 64:
+        while len(list(temporary.glob("*/back.*"))) < CONNECTIONS:
             check(time.monotonic() < deadline, "no clients")
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
