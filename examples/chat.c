@@ -31,7 +31,7 @@ static void remember(const weir_slice *slice) {
     *oldest = kept;
 }
 
-/* Nobody who reads slowly holds up the others, or memory without bound: above its queue limit a write is refused. */
+/* Nobody who reads slowly holds up the others, or memory without bound: above its queue's limit a write fails. */
 static void tell(const member *to, const weir_slice *slice) {
     if (weir_stream_write_slice(to->stream, slice) < 0)
         weir_stream_abort(to->stream); /* its on_close comes later: the list of members stays as it is */

@@ -56,9 +56,9 @@ read -r _ address <&3 || fail "the server did not start"
 
 # ---- the clients ------------------------------------------------------------------------------------------------
 
-# Most write little at a time into a small send buffer, which makes many small receives, as busy servers see them; some
-# write much and read slowly, which makes the server's sends stop halfway. It is not about speed. When its part is
-# sent, socat ends its half of the connection and waits for the other.
+# Most write little at a time into a small send buffer, which makes many small receives, as busy servers see them;
+# some write much and read slowly, which makes the server's sends stop halfway. It is not about speed. When a part
+# is sent, socat ends its half of the connection and waits for the other.
 echo "demo: $mib MiB through $connections connections of socat to $address"
 number=0
 for part in "$directory"/sent.??; do

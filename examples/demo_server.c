@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The server of demo.sh: it echoes as echo.c does, but starts only when so many have connected, so that they really
- * are there at once; and when the last of them has gone it tells what they cost.
+ * The server of demo.sh: it echoes as echo.c does, but starts only when so many have connected, so that they are
+ * there at once, and when the last of them has gone it tells what they cost.
  * Try it: build/examples/demo_server 127.0.0.1:7003 2, and elsewhere, twice: socat - TCP:127.0.0.1:7003
  */
 #include <inttypes.h>

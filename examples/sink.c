@@ -16,8 +16,8 @@ static void on_signal(int number) {
     weir_loop_stop(loop);
 }
 
-/* The slice is borrowed: what is not kept needs nothing done to be dropped. Without an on_data nothing would be read.
- * The peer's end needs no callback: without one the stream closes. */
+/* The slice is borrowed: to drop it takes nothing. Without an on_data nothing would be read; without an on_end, as
+ * here, the peer's end closes the stream. */
 static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
     (void)stream, (void)slice, (void)userdata;
 }

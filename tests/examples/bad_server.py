@@ -4,9 +4,10 @@
 
     bad_server.py WAY ADDRESS CONNECTIONS
 
-WAY is one of: honest (nothing is wrong), flips (one bit of one connection), cuts (the last byte of one connection),
-crosses (gives one connection's bytes to another), dies (in the middle), leaves (the same, but ends with 0), fails (sends
-everything, then ends with 1), miscounts (by one byte), mute (ends before it listens), stuck (never answers).
+WAY is one of: honest (nothing is wrong), flips (one bit of one connection), cuts (the last byte of one
+connection), crosses (gives one connection's bytes to another), dies (in the middle), leaves (the same, but ends
+with 0), fails (sends everything, then ends with 1), miscounts (by one byte), mute (ends before it listens), stuck
+(never answers).
 """
 
 import os
