@@ -14,8 +14,8 @@
  *     the backend have forgotten the operation: its owner may start another one with it, or free it;
  *   - cancel asks for that FINAL to come soon: with -ECANCELED, or with what happened first. It is harmless on an
  *     idle operation, and a second time;
- *   - what the kernel ends on its own account (a multishot on a full completion queue, a receive that found no
- *     buffer) is started again here and not seen above.
+ *   - what the kernel ends although it could go on (a multishot on a full completion queue, a receive that found no
+ *     buffer) is started again here and not seen above; what it cannot do is an error, and seen.
  *
  * Completions are delivered inside dispatch only. All of it is the loop's thread's.
  */
@@ -105,8 +105,6 @@ typedef struct weir__backend_verbs {
     unsigned (*dispatch)(weir__backend *backend, unsigned max);
     /* Completions that need no kernel are waiting: do not sleep. */
     bool (*is_ready)(const weir__backend *backend);
-    /* Nothing is under way but the backend's own. */
-    bool (*is_quiet)(const weir__backend *backend);
     /* About a second has passed. */
     void (*tick)(weir__backend *backend);
     /* Everything is quiet: leave the kernel, then the pool. The memory goes with free. Return: 0; -ETIMEDOUT: the
@@ -117,8 +115,9 @@ typedef struct weir__backend_verbs {
 
 struct weir__backend {
     const weir__backend_verbs *verbs;
-    uint32_t mode;     /* enum weir_backend: what runs */
-    uint64_t features; /* WEIR_FEATURE_* */
+    uint32_t mode;       /* enum weir_backend: what runs */
+    uint64_t features;   /* WEIR_FEATURE_* */
+    const char *demoted; /* why the mode is not what it was at first; NULL: it is */
     weir__backend_stats stats;
 };
 

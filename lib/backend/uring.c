@@ -441,6 +441,7 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
             return r; /* tried again by the next wait */
         u->is_mistrusted = false;
         backend->mode = WEIR_BACKEND_URING_CLASSIC;
+        backend->demoted = "completions and buffers disagreed, so classic rings took the incremental ones' place";
     }
     weir__pool_collect(u->group.pool);
     weir__uring_group_refill(&u->group);
@@ -495,11 +496,6 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
 static bool is_ready(const weir__backend *backend) {
     const uring *u = WEIR__CONTAINER(backend, const uring, base);
     return u->has_more || !weir__list_is_empty(&u->finished);
-}
-
-static bool is_quiet(const weir__backend *backend) {
-    const uring *u = WEIR__CONTAINER(backend, const uring, base);
-    return u->under_way == !weir__op_is_idle(&u->wake);
 }
 
 static void tick(weir__backend *backend) {
@@ -574,7 +570,6 @@ static const weir__backend_verbs verbs = {
     .wait = wait_for,
     .dispatch = dispatch,
     .is_ready = is_ready,
-    .is_quiet = is_quiet,
     .tick = tick,
     .close = close_uring,
     .free = free_uring,
@@ -592,6 +587,15 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
         r = weir__uring_group_open(&u->group, u->ring, allocator);
         if (r < 0)
             weir__ring_close(u->ring);
+    }
+    if (r >= 0) {
+        weir__uring_group_refill(&u->group);
+        if (weir__pool_available(pool) == 0) { /* it could receive nothing: better said now */
+            weir__ring_close(u->ring);
+            weir__buffer_ring_close(u->group.ring);
+            weir__pool_withdraw(pool);
+            r = -ENOMEM;
+        }
     }
     if (r < 0) {
         weir__free(allocator, u, sizeof *u);

@@ -17,6 +17,8 @@
  */
 int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const weir__tuning *tuning,
                        uint32_t *ret_mode, char *reason, size_t reason_size);
+/* Why a ring could not be had. */
+const char *weir__uring_error_text(int error);
 /* The size of a receive buffer, unless the application says another. */
 uint32_t weir__uring_buffer_bytes(uint32_t mode);
 /* A backend over @pool, disabled until enable. On failure the pool is as it was. */

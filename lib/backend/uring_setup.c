@@ -58,7 +58,7 @@ int weir__uring_open_ring(const weir_allocator *allocator, const weir__tuning *t
             sq /= 2;
             cq = cq / 2 > sq ? cq / 2 : sq;
         } else {
-            return r;
+            return r == -EACCES ? -EPERM : r;
         }
     }
 }
@@ -172,12 +172,11 @@ static int try_incremental(const weir_allocator *allocator, const char **ret_rea
     return *reason == '\0';
 }
 
-static const char *setup_error(int error) {
+const char *weir__uring_error_text(int error) {
     switch (error) {
     case -ENOSYS:
         return "io_uring is not available: the kernel has none, or a filter hides it";
     case -EPERM:
-    case -EACCES:
         return "io_uring is not permitted: kernel.io_uring_disabled, or a container's seccomp filter";
     case -ENOMEM:
         return "io_uring: no memory, or RLIMIT_MEMLOCK is too small";
@@ -191,17 +190,9 @@ static const char *setup_error(int error) {
 
 int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const weir__tuning *tuning,
                        uint32_t *ret_mode, char *reason, size_t reason_size) {
-    weir__ring *ring;
-    uint32_t flags;
     const char *why = "";
-    int r = weir__uring_open_ring(allocator, tuning, &ring, &flags);
-    if (r >= 0)
-        weir__ring_close(ring);
-    if (r == -EACCES)
-        r = -EPERM;
-    if (r < 0) {
-        why = setup_error(r);
-    } else if (weir__sys_kernel_version() < KERNEL(6, 0, 0)) {
+    int r = 0;
+    if (weir__sys_kernel_version() < KERNEL(6, 0, 0)) {
         why = "io_uring before Linux 6.0 has no multishot receive";
         r = -ENOSYS;
     } else if (asked == WEIR_BACKEND_URING_CLASSIC) {
@@ -211,15 +202,12 @@ int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const we
         *ret_mode = WEIR_BACKEND_URING_INCREMENTAL;
     } else {
         r = try_incremental(allocator, &why);
-        if (r > 0) {
-            *ret_mode = WEIR_BACKEND_URING_INCREMENTAL;
-        } else if (r == 0 && asked == WEIR_BACKEND_AUTO) {
-            *ret_mode = WEIR_BACKEND_URING_CLASSIC;
-        } else if (r == 0) {
+        if (r < 0)
+            why = weir__uring_error_text(r);
+        else if (r == 0 && asked != WEIR_BACKEND_AUTO)
             r = -ENOSYS;
-        } else {
-            why = setup_error(r);
-        }
+        else
+            *ret_mode = r > 0 ? WEIR_BACKEND_URING_INCREMENTAL : WEIR_BACKEND_URING_CLASSIC;
     }
     snprintf(reason, reason_size, "%s", why);
     return r < 0 ? r : 0;

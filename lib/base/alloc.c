@@ -38,12 +38,8 @@ const weir_allocator weir__default_allocator = { .size = sizeof(weir_allocator),
                                                  .alloc = default_alloc,
                                                  .free = default_free };
 
-void *weir__alloc_aligned(const weir_allocator *allocator, size_t size, size_t alignment) {
-    return allocator->alloc(size, alignment, allocator->userdata);
-}
-
 void *weir__alloc(const weir_allocator *allocator, size_t size) {
-    return weir__alloc_aligned(allocator, size, WEIR__ALIGNMENT);
+    return allocator->alloc(size, WEIR__ALIGNMENT, allocator->userdata);
 }
 
 void *weir__alloc_zeroed(const weir_allocator *allocator, size_t size) {
@@ -53,11 +49,7 @@ void *weir__alloc_zeroed(const weir_allocator *allocator, size_t size) {
     return memory;
 }
 
-void weir__free_aligned(const weir_allocator *allocator, void *memory, size_t size, size_t alignment) {
-    if (memory != NULL)
-        allocator->free(memory, size, alignment, allocator->userdata);
-}
-
 void weir__free(const weir_allocator *allocator, void *memory, size_t size) {
-    weir__free_aligned(allocator, memory, size, WEIR__ALIGNMENT);
+    if (memory != NULL)
+        allocator->free(memory, size, WEIR__ALIGNMENT, allocator->userdata);
 }

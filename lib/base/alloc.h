@@ -15,8 +15,6 @@ extern const weir_allocator weir__default_allocator;
 
 void *weir__alloc(const weir_allocator *allocator, size_t size);
 void *weir__alloc_zeroed(const weir_allocator *allocator, size_t size);
-void *weir__alloc_aligned(const weir_allocator *allocator, size_t size, size_t alignment);
 void weir__free(const weir_allocator *allocator, void *memory, size_t size);
-void weir__free_aligned(const weir_allocator *allocator, void *memory, size_t size, size_t alignment);
 
 #endif

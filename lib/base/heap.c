@@ -79,6 +79,18 @@ void weir__heap_remove(weir__heap *heap, weir__heap_node *node) {
     node->index = WEIR__HEAP_OUTSIDE;
 }
 
+void weir__heap_remove_if(weir__heap *heap, bool (*matches)(weir__heap_node *node)) {
+    size_t kept = 0;
+    for (size_t i = 0; i < heap->count; i++) {
+        weir__heap_node *node = heap->nodes[i];
+        if (matches(node))
+            node->index = WEIR__HEAP_OUTSIDE;
+        else
+            sift_up(heap, node, kept++); /* never behind i: a heap grows in the space that was looked at */
+    }
+    heap->count = kept;
+}
+
 int64_t weir__heap_next(const weir__heap *heap) {
     return heap->count > 0 ? heap->nodes[0]->key : INT64_MAX;
 }

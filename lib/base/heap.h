@@ -45,6 +45,8 @@ void weir__heap_unreserve(weir__heap *heap);
 void weir__heap_set(weir__heap *heap, weir__heap_node *node, int64_t deadline);
 /* Take out; does nothing when it is outside. */
 void weir__heap_remove(weir__heap *heap, weir__heap_node *node);
+/* Take out all that @matches. */
+void weir__heap_remove_if(weir__heap *heap, bool (*matches)(weir__heap_node *node));
 /* When to look again: no node is due before. INT64_MAX: never. */
 int64_t weir__heap_next(const weir__heap *heap);
 /* Take out and return a node that is due, least deadline first; NULL: none. */

@@ -58,11 +58,6 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     return r;
 }
 
-int weir__sys_set_linger_zero(int fd) {
-    struct linger linger = { .l_onoff = 1, .l_linger = 0 };
-    CALL(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
-}
-
 int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
     *ret_length = sizeof *ret_address;
     CALL(getsockname(fd, (struct sockaddr *)ret_address, ret_length));
@@ -119,26 +114,33 @@ int weir__sys_interface_index(const char *name) {
     return index > 0 && index <= INT32_MAX ? (int)index : -ENODEV;
 }
 
-void *weir__sys_wiped_page(void) {
+static void *map(size_t size, int advice) {
     int saved = errno;
-    size_t size = (size_t)sysconf(_SC_PAGESIZE);
-    void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
-    if (page != MAP_FAILED && madvise(page, size, MADV_WIPEONFORK) < 0) {
-        munmap(page, size);
-        page = MAP_FAILED;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    if (memory != MAP_FAILED && madvise(memory, size, advice) < 0) {
+        munmap(memory, size);
+        memory = MAP_FAILED;
     }
     errno = saved;
-    return page == MAP_FAILED ? NULL : page;
+    return memory == MAP_FAILED ? NULL : memory;
 }
 
-void weir__sys_unmap_page(void *page) {
+void *weir__sys_wiped_page(void) {
+    return map(weir__sys_page_bytes(), MADV_WIPEONFORK);
+}
+
+void *weir__sys_map_private(size_t size) {
+    return map(size, MADV_DONTFORK);
+}
+
+void weir__sys_unmap(void *memory, size_t size) {
     int saved = errno;
-    munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+    munmap(memory, size);
     errno = saved;
 }
 
-int weir__sys_set_inherited(void *memory, size_t size, bool inherited) {
-    CALL(madvise(memory, size, inherited ? MADV_DOFORK : MADV_DONTFORK));
+size_t weir__sys_page_bytes(void) {
+    return (size_t)sysconf(_SC_PAGESIZE);
 }
 
 int64_t weir__sys_now(void) {

@@ -19,7 +19,6 @@ int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length);
 int weir__sys_shutdown(int fd, int how);
 int weir__sys_setsockopt(int fd, int level, int name, int value);
 int weir__sys_getsockopt(int fd, int level, int name, int *ret_value);
-int weir__sys_set_linger_zero(int fd);
 int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length);
 int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length);
 
@@ -38,9 +37,10 @@ int weir__sys_is_socket(const char *path);
 int weir__sys_interface_index(const char *name);
 
 /* Memory and time. */
-void *weir__sys_wiped_page(void); /* a page that a child of fork gets empty; NULL: none to be had */
-void weir__sys_unmap_page(void *page);
-int weir__sys_set_inherited(void *memory, size_t size, bool inherited);
+void *weir__sys_wiped_page(void);         /* a page that a child of fork gets empty; NULL: none to be had */
+void *weir__sys_map_private(size_t size); /* pages that a child of fork does not get at all; NULL */
+void weir__sys_unmap(void *memory, size_t size);
+size_t weir__sys_page_bytes(void);
 int64_t weir__sys_now(void); /* CLOCK_MONOTONIC, ns */
 void weir__sys_yield(void);
 uint32_t weir__sys_kernel_version(void); /* major << 16 | minor << 8 | patch, at most 255 */

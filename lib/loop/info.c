@@ -51,7 +51,8 @@ WEIR_API int weir_loop_get_info(const weir_loop *loop, weir_loop_info *info) {
     info->backend = loop->backend->mode;
     info->asked = loop->asked;
     info->features = loop->backend->features;
-    weir__reason_copy(info->reason, sizeof info->reason, loop->reason);
+    const char *demoted = loop->backend->demoted;
+    weir__reason_copy(info->reason, sizeof info->reason, demoted != NULL ? demoted : loop->reason);
     return 0;
 }
 

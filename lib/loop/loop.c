@@ -55,7 +55,7 @@ void weir__loop_unstall(weir_loop *loop) {
 
 int weir__loop_check_open(const weir_loop *loop) {
     int r = weir__loop_check(loop);
-    return r < 0 ? r : loop->phase >= WEIR__PHASE_CLOSING ? -ESHUTDOWN : 0;
+    return r < 0 ? r : loop->phase >= WEIR__PHASE_CLOSING || loop->is_grace_over ? -ESHUTDOWN : 0;
 }
 
 void weir__loop_close_fd(weir_loop *loop, int fd) {
@@ -71,7 +71,8 @@ int64_t weir__loop_now(const weir_loop *loop) {
 
 static bool has_work(const weir_loop *loop) {
     return !weir__list_is_empty(&loop->marked) || weir__loop_has_posts(loop) ||
-           atomic_load(&loop->is_stopping) != 0 || loop->backend->verbs->is_ready(loop->backend);
+           (atomic_load(&loop->is_stopping) != 0 && loop->phase == WEIR__PHASE_RUNNING) ||
+           loop->backend->verbs->is_ready(loop->backend);
 }
 
 static unsigned fire_timers(weir_loop *loop) {
@@ -107,8 +108,6 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     weir__waker_rise(loop->waker);
     loop->now = weir__sys_now();
     loop->turns++;
-    if (r < 0)
-        return r;
     count += verbs->dispatch(loop->backend, loop->max_turn_events);
     count += fire_timers(loop);
     count += weir__loop_run_posts(loop);
@@ -117,7 +116,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
         loop->ticked = loop->now;
         verbs->tick(loop->backend);
     }
-    return (int)(count < INT32_MAX ? count : INT32_MAX);
+    return r < 0 ? r : (int)(count < INT32_MAX ? count : INT32_MAX);
 }
 
 static int bind_to_thread(weir_loop *loop) {
@@ -132,6 +131,11 @@ static int bind_to_thread(weir_loop *loop) {
 
 static bool has_nothing_open(const weir_loop *loop) {
     return loop->streams_open == 0 && loop->listeners_open == 0;
+}
+
+static bool is_drained(const weir_loop *loop) {
+    /* After the grace an unstarted stream has failed, and waits for an owner who may never ask for it. */
+    return has_nothing_open(loop) || (loop->is_grace_over && loop->streams_open == loop->streams_unstarted);
 }
 
 bool weir__loop_is_idle(const weir_loop *loop) {
@@ -162,7 +166,7 @@ WEIR_API int weir_loop_run(weir_loop *loop) {
     if (r < 0)
         return r;
     while (r >= 0 && atomic_exchange(&loop->is_stopping, 0) == 0) {
-        if (loop->is_draining ? has_nothing_open(loop)
+        if (loop->is_draining ? is_drained(loop)
                               : weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0)
             break;
         r = turn(loop, WEIR_NEVER);
@@ -204,7 +208,9 @@ static void end_all(weir_loop *loop, int reason) {
 }
 
 static void grace_is_over(weir__timeout *timeout) {
-    end_all(WEIR__CONTAINER(timeout, weir_loop, grace), WEIR_CLOSE_DRAIN);
+    weir_loop *loop = WEIR__CONTAINER(timeout, weir_loop, grace);
+    loop->is_grace_over = true;
+    end_all(loop, WEIR_CLOSE_DRAIN);
 }
 
 WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns) {
@@ -248,7 +254,9 @@ static int init_pool(weir_loop *loop, const weir_pool_options *pool_options, uin
         .owner = loop,
         .generation = loop->generation,
         .incremental = mode == WEIR_BACKEND_URING_INCREMENTAL,
-        .set_inherited = weir__sys_set_inherited,
+        .page_bytes = weir__sys_page_bytes(),
+        .map = weir__sys_map_private,
+        .unmap = weir__sys_unmap,
         .wake = weir__waker_wake,
         .drop = weir__waker_unref,
         .host = loop->waker,
@@ -269,7 +277,7 @@ static int init_generation(weir_loop *loop) {
         if (page == NULL)
             return -ENOMEM;
         if (!weir__fork_install(page))
-            weir__sys_unmap_page(page);
+            weir__sys_unmap(page, weir__sys_page_bytes());
     }
     loop->generation = weir__fork_generation();
     return 0;
@@ -288,6 +296,8 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
     if (r < 0)
         return r;
     r = weir__uring_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
+    if (r < 0)
+        weir__reason_copy(loop->reason, sizeof loop->reason, weir__uring_error_text(r));
     if (r >= 0)
         r = weir__timeout_init(loop, &loop->grace, grace_is_over);
     if (r < 0) {
@@ -312,19 +322,26 @@ static int check_options(const weir_loop_options *options) {
     return 0;
 }
 
+static int refused(const weir_loop_options *options, int error, const char *why) {
+    weir__reason_copy(options->reason, options->reason_size, *why != '\0' ? why : weir_error_text(error));
+    return error;
+}
+
 int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tuning, weir_loop **ret_loop) {
     weir_loop_options options;
     if (ret_loop == NULL)
         return WEIR__MISTAKE(-EINVAL, "nowhere to put the loop");
     int r = weir__options_read(&options, sizeof options, sizeof options, user_options);
-    if (r >= 0)
-        r = check_options(&options);
     if (r < 0)
-        return r;
+        return r; /* where the reason would go is not known */
+    weir__reason_copy(options.reason, options.reason_size, "");
+    r = check_options(&options);
+    if (r < 0)
+        return refused(&options, r, "an option has a value that it cannot have");
     const weir_allocator *allocator = options.allocator != NULL ? options.allocator : &weir__default_allocator;
     weir_loop *loop = weir__alloc_zeroed(allocator, sizeof *loop);
     if (loop == NULL)
-        return -ENOMEM;
+        return refused(&options, -ENOMEM, "");
     atomic_init(&loop->refs, 2); /* its own, and the caller's */
     loop->allocator = allocator;
     loop->flags = options.flags;
@@ -338,8 +355,7 @@ int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tu
     weir__list_init(&loop->stalled);
     r = init(loop, &options, tuning);
     if (r < 0) {
-        weir__reason_copy(options.reason, options.reason_size,
-                          loop->reason[0] != '\0' ? loop->reason : weir_error_text(r));
+        (void)refused(&options, r, loop->reason);
         free_loop(loop);
         return r;
     }

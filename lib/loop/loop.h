@@ -73,7 +73,7 @@ struct weir_loop {
     int64_t now;    /* of this turn */
     int64_t ticked; /* when the backend's tick last was */
     uint8_t phase;  /* enum weir__phase */
-    bool is_draining;
+    bool is_draining, is_grace_over;
     uint32_t flags; /* WEIR_LOOP_* */
     uint32_t max_streams, max_turn_events;
     weir__link marked;   /* weir__actor.marked */

@@ -21,10 +21,12 @@ static int64_t after(int64_t now, int64_t delay_ns) {
 }
 
 void weir__timeout_set(weir_loop *loop, weir__timeout *timeout, int64_t delay_ns) {
-    if (delay_ns < 0)
+    if (delay_ns < 0) {
         weir__heap_remove(&loop->timers, &timeout->node);
-    else
+    } else { /* never due in the turn that sets it, whose time stands still */
+        delay_ns = delay_ns > 0 ? delay_ns : 1;
         weir__heap_set(&loop->timers, &timeout->node, after(weir__loop_now(loop), delay_ns));
+    }
 }
 
 /* ---- timers, for the application --------------------------------------------------------------------- */
@@ -50,9 +52,22 @@ static void set_started(weir_timer *timer, bool is_started) {
     timer->is_started = is_started;
 }
 
+/* A reference, unless the last one is gone: then another thread's post is on its way to free the timer. */
+static bool ref_if_alive(weir_timer *timer) {
+    uint32_t refs = atomic_load_explicit(&timer->refs, memory_order_relaxed);
+    do {
+        if (refs == 0)
+            return false;
+    } while (!atomic_compare_exchange_weak_explicit(&timer->refs, &refs, refs + 1, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
 static void fire(weir__timeout *timeout) {
-    weir_timer *timer = weir_timer_ref(to_timer(timeout));
+    weir_timer *timer = to_timer(timeout);
     weir_loop *loop = timer->loop;
+    if (!ref_if_alive(timer))
+        return;
     if (timer->repeat_ns > 0) { /* late: once, and then from now on */
         int64_t due = after(timeout->node.deadline, timer->repeat_ns);
         weir__heap_set(&loop->timers, &timeout->node, due > loop->now ? due : after(loop->now, timer->repeat_ns));
@@ -63,16 +78,16 @@ static void fire(weir__timeout *timeout) {
     weir_timer_unref(timer);
 }
 
+static bool is_timer(weir__heap_node *node) {
+    weir__timeout *timeout = WEIR__CONTAINER(node, weir__timeout, node);
+    if (timeout->fire != fire)
+        return false;
+    set_started(to_timer(timeout), false);
+    return true;
+}
+
 void weir__loop_stop_timers(weir_loop *loop) {
-    for (size_t i = loop->timers.count; i-- > 0;) { /* from the end: what moves into the hole was looked at */
-        weir__timeout *timeout = WEIR__CONTAINER(loop->timers.nodes[i], weir__timeout, node);
-        if (timeout->fire != fire)
-            continue;
-        set_started(to_timer(timeout), false);
-        weir__heap_remove(&loop->timers, &timeout->node);
-        if (i > loop->timers.count)
-            i = loop->timers.count;
-    }
+    weir__heap_remove_if(&loop->timers, is_timer);
 }
 
 WEIR_API int weir_timer_new(weir_loop *loop, weir_timer_fn function, void *userdata, weir_timer **ret_timer) {
@@ -116,15 +131,18 @@ WEIR_API weir_timer *weir_timer_unref(weir_timer *timer) {
         atomic_fetch_sub_explicit(&timer->refs, 1, memory_order_acq_rel) != 1)
         return NULL;
     weir_loop *loop = timer->loop;
-    uintptr_t owner = atomic_load(&loop->owner);
     timer->ending.run = end;
-    if (owner == 0 || owner == weir__sys_thread()) {
+    if (atomic_load(&loop->owner) == weir__sys_thread()) {
         end(loop, &timer->ending);
-    } else if (!weir__loop_push(loop, &timer->ending)) {
+        return NULL;
+    }
+    weir_loop_ref(loop); /* the timer's own may be gone, with the timer, as soon as it is pushed */
+    if (!weir__loop_push(loop, &timer->ending)) {
         /* The loop is closed: its heap is nobody's, and holds no timer any more. */
         weir__free(loop->allocator, timer, sizeof *timer);
         weir_loop_unref(loop);
     }
+    weir_loop_unref(loop);
     return NULL;
 }
 

@@ -5,7 +5,6 @@
 #include "memory/block.h"
 
 enum {
-    PAGE_BYTES = 4096,
     MIN_BUFFER_BYTES = 4096,
     MAX_BUFFER_BYTES = 16 << 20,
     MAX_BUFFERS = 32768, /* what a buffer ring can have */
@@ -60,9 +59,9 @@ struct weir_pool {
 static weir_block closed_marker;
 #define CLOSED (&closed_marker)
 
-/* Counters that one thread changes and others look at. */
+/* Once a buffer, not once a slice; others look at it, and change it when the loop is gone. */
 static void count_add(_Atomic(uint32_t) *count, uint32_t change) {
-    atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + change, memory_order_relaxed);
+    atomic_fetch_add_explicit(count, change, memory_order_relaxed);
 }
 
 static uint32_t count(const weir_pool *pool, enum buffer_state state) {
@@ -94,9 +93,10 @@ static bool is_balanced(const weir__buffer *buffer) {
 int weir__pool_configure(const weir_pool_options *options, uint32_t mode_buffer_bytes, weir__pool_config *config) {
     uint64_t budget = options->budget_bytes, buffer = options->buffer_bytes, window = options->window_bytes;
     budget = budget > 0 ? budget : 64 << 20;
-    buffer = buffer > 0 ? buffer : mode_buffer_bytes;
-    window = window > 0 ? window : weir__min_u64(1 << 20, budget);
-    if (buffer < MIN_BUFFER_BYTES || buffer > MAX_BUFFER_BYTES || (buffer & (buffer - 1)) != 0)
+    buffer = buffer > 0 ? buffer : weir__max_u64(mode_buffer_bytes, config->page_bytes);
+    window = window > 0 ? window : weir__min_u64(weir__max_u64(1 << 20, buffer), budget);
+    if (buffer < MIN_BUFFER_BYTES || buffer < config->page_bytes || buffer > MAX_BUFFER_BYTES ||
+        (buffer & (buffer - 1)) != 0)
         return -EINVAL;
     if (budget < buffer || window < buffer || window > budget)
         return -EINVAL;
@@ -231,13 +231,7 @@ static weir__buffer *buffer_new(weir_pool *pool) {
     if (pool->free_id_count == 0 || !use(pool, config->buffer_bytes))
         return NULL;
     weir__buffer *buffer = weir__alloc_zeroed(config->allocator, sizeof *buffer);
-    uint8_t *data = NULL;
-    if (buffer != NULL)
-        data = weir__alloc_aligned(config->allocator, config->buffer_bytes, PAGE_BYTES);
-    if (data != NULL && config->set_inherited(data, config->buffer_bytes, false) < 0) {
-        weir__free_aligned(config->allocator, data, config->buffer_bytes, PAGE_BYTES);
-        data = NULL;
-    }
+    uint8_t *data = buffer != NULL ? config->map(config->buffer_bytes) : NULL;
     if (data == NULL) {
         weir__free(config->allocator, buffer, sizeof *buffer);
         atomic_fetch_sub(&pool->used, config->buffer_bytes);
@@ -259,8 +253,7 @@ static weir__buffer *buffer_new(weir_pool *pool) {
 static void buffer_free(weir_pool *pool, weir__buffer *buffer) {
     const weir__pool_config *config = &pool->config;
     WEIR__UNPOISON(buffer->data, config->buffer_bytes);
-    config->set_inherited(buffer->data, config->buffer_bytes, true);
-    weir__free_aligned(config->allocator, buffer->data, config->buffer_bytes, PAGE_BYTES);
+    config->unmap(buffer->data, config->buffer_bytes);
     weir__free(config->allocator, buffer, sizeof *buffer);
     atomic_fetch_sub(&pool->used, config->buffer_bytes);
     pool_unref(pool);
@@ -448,6 +441,7 @@ void weir__pool_withdraw(weir_pool *pool) {
 
 static void close_returns(weir_pool *pool) {
     atomic_store(&pool->parked, 0);
+    weir__pool_collect(pool);
     collect(pool, atomic_exchange(&pool->returned, CLOSED));
     while (!weir__list_is_empty(&pool->idle))
         idle_free(pool, WEIR__CONTAINER(pool->idle.next, weir__buffer, link));

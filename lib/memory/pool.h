@@ -31,8 +31,11 @@ typedef struct weir__pool_config {
     uint64_t budget_bytes;
     uint32_t buffer_bytes; /* a power of two */
     uint32_t window_bytes;
-    /* Payload is not inherited by a child: how to say so to the kernel. */
-    int (*set_inherited)(void *memory, size_t size, bool inherited);
+    /* Payload is mapped and not allocated: a child of fork does not get it, neighbours share a mapping, and what is
+     * given back is the system's again. */
+    size_t page_bytes;
+    void *(*map)(size_t size); /* NULL: no memory */
+    void (*unmap)(void *memory, size_t size);
     /* Memory came back on another thread while streams are parked. Any thread. */
     void (*wake)(void *host);
     /* The pool is freed. Any thread. */

@@ -22,10 +22,12 @@ WEIR_API int weir_stream_dial(weir_loop *loop, const char *text, const weir_stre
         r = weir__address_parse(text, &address);
     if (r < 0)
         return r;
-    weir__address *kept = weir__alloc(loop->allocator, sizeof *kept);
-    if (kept == NULL)
+    weir__dialling *dialling = weir__alloc(loop->allocator, sizeof *dialling);
+    if (dialling == NULL)
         return -ENOMEM;
-    *kept = address;
+    int64_t now = weir__loop_now(loop), timeout_ns = settings.connect_timeout_ns;
+    bool is_limited = timeout_ns >= 0 && timeout_ns < INT64_MAX - now;
+    *dialling = (weir__dialling){ .address = address, .deadline = is_limited ? now + timeout_ns : INT64_MAX };
     bool is_tcp = is_internet(address.storage.ss_family);
     weir_stream *stream = NULL;
     int fd = weir__sys_socket(address.storage.ss_family, SOCK_STREAM);
@@ -33,10 +35,10 @@ WEIR_API int weir_stream_dial(weir_loop *loop, const char *text, const weir_stre
     if (r < 0) {
         if (fd >= 0)
             weir__sys_close(fd);
-        weir__free(loop->allocator, kept, sizeof *kept);
+        weir__free(loop->allocator, dialling, sizeof *dialling);
         return r;
     }
-    stream->address = kept;
+    stream->dialling = dialling;
     weir__stream_apply(fd, is_tcp, &settings);
     weir__timeout_set(loop, &stream->timeout, settings.connect_timeout_ns);
     weir__stream_mark(stream);
@@ -73,11 +75,11 @@ WEIR_API int weir_stream_adopt(weir_loop *loop, int fd, const weir_stream_option
     if (r >= 0)
         r = inspect(fd, &family);
     if (r >= 0)
-        r = weir__sys_set_nonblocking_cloexec(fd);
-    if (r >= 0)
         r = weir__stream_new(loop, fd, is_internet(family), &settings, &stream);
     if (r < 0)
         return r;
+    (void)weir__sys_set_nonblocking_cloexec(
+        fd); /* of an open descriptor: it cannot fail; so the last thing done */
     stream->is_connected = stream->is_open_told = true;
     weir__stream_apply(fd, stream->is_tcp, &settings);
     *ret_stream = stream;

@@ -55,6 +55,12 @@ static bool has_room(const weir_listener *listener) {
            listener->loop->streams_open < listener->loop->max_streams;
 }
 
+/* Near a limit connections are accepted one by one, so that no more are taken than there is room for. */
+static bool is_limited(const weir_listener *listener) {
+    const weir_loop *loop = listener->loop;
+    return listener->max_streams > 0 || loop->max_streams - loop->streams_open < SOMAXCONN;
+}
+
 static bool is_handing_out(const weir_listener *listener) {
     return !listener->is_paused && !listener->is_closing && has_room(listener);
 }
@@ -101,10 +107,16 @@ void weir__listener_stream_ended(weir_listener *listener) {
     weir_listener_unref(listener);
 }
 
-/* Nothing more can be accepted now: until a descriptor is closed, or for a while. */
+/* Until a descriptor is closed or a stream has ended. */
+static void stall(weir_listener *listener) {
+    if (!weir__link_is_listed(&listener->stall.link))
+        weir__list_append(&listener->loop->stalled, &listener->stall.link);
+}
+
+/* Nothing more can be accepted now: stall, or wait for a while. */
 static void rest(weir_listener *listener) {
     listener->loop->accept_stalls++;
-    weir__list_append(&listener->loop->stalled, &listener->stall.link);
+    stall(listener);
     weir__timeout_set(listener->loop, &listener->retry, RETRY_NS);
 }
 
@@ -121,6 +133,8 @@ static void accepted(weir__op *op, const weir__completion *completion) {
             hand_out(listener, completion->result);
         else
             hold(listener, completion->result);
+        if (!is_handing_out(listener))
+            mark(listener); /* no more of them, please */
         return;
     }
     switch (completion->result) {
@@ -180,13 +194,13 @@ static void settle(weir__actor *actor) {
                 !weir__link_is_listed(&listener->stall.link);
     bool is_idle = weir__op_is_idle(&listener->op);
     if (wish && is_idle)
-        backend->verbs->accept(backend, &listener->op, listener->fd, listener->max_streams > 0);
+        backend->verbs->accept(backend, &listener->op, listener->fd, is_limited(listener));
     else if (!wish && !is_idle)
         backend->verbs->cancel(backend, &listener->op);
     else if (listener->is_closing && is_idle)
         finish(listener);
-    if (!listener->is_closing && !has_room(listener) && !weir__link_is_listed(&listener->stall.link))
-        weir__list_append(&listener->loop->stalled, &listener->stall.link); /* a stream that ends makes room */
+    if (!listener->is_closing && !has_room(listener))
+        stall(listener); /* a stream that ends makes room */
     weir_listener_unref(listener);
 }
 
@@ -319,8 +333,11 @@ WEIR_API int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_op
     if (r >= 0 && (type != SOCK_STREAM || listens == 0))
         r = -EINVAL;
     if (r >= 0)
-        r = weir__sys_set_nonblocking_cloexec(fd);
-    return r < 0 ? r : make(loop, fd, family != AF_UNIX, &how, ret_listener);
+        r = make(loop, fd, family != AF_UNIX, &how, ret_listener);
+    if (r >= 0)
+        (void)weir__sys_set_nonblocking_cloexec(
+            fd); /* of an open descriptor: it cannot fail; so the last thing done */
+    return r;
 }
 
 /* ---- the application -------------------------------------------------------------------------------- */

@@ -101,6 +101,10 @@ static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = 
 /* Connecting takes too long, or the peer of a graceful close does nothing. */
 static void timed_out(weir__timeout *timeout) {
     weir_stream *stream = WEIR__CONTAINER(timeout, weir_stream, timeout);
+    if (!stream->is_connected && weir__loop_now(stream->loop) < stream->dialling->deadline) {
+        weir__stream_mark(stream); /* it was time to try again, not yet to give up */
+        return;
+    }
     weir__stream_fail(stream, stream->is_connected ? WEIR_CLOSE_LINGER : WEIR_CLOSE_CONNECT, -ETIMEDOUT);
 }
 
@@ -148,7 +152,8 @@ static bool is_quiet(const weir_stream *stream) {
 /* The last of it: nothing of the kernel's refers to the stream any more. */
 static void finish(weir_stream *stream) {
     weir_loop *loop = stream->loop;
-    const weir_stream_callbacks *callbacks = stream->callbacks;
+    if (stream->state != WEIR_STREAM_CLOSING)
+        set_state(stream, WEIR_STREAM_CLOSING); /* releases may call us: they can start nothing any more */
     weir__sendq_clear(&stream->staged, &loop->ranges);
     weir__sendq_clear(&stream->queue, &loop->ranges); /* releases external memory before on_close */
     weir__timeout_deinit(loop, &stream->timeout);
@@ -157,15 +162,13 @@ static void finish(weir_stream *stream) {
     else
         weir__loop_unstall(loop); /* detached: its place among the streams is free all the same */
     stream->fd = -1;
-    if (stream->state != WEIR_STREAM_CLOSING)
-        set_state(stream, WEIR_STREAM_CLOSING);
     set_state(stream, WEIR_STREAM_CLOSED);
     weir__loop_remove(loop, &stream->actor);
     loop->streams_open--;
     if (stream->listener != NULL)
         weir__listener_stream_ended(stream->listener);
-    if (callbacks != NULL && callbacks->on_close != NULL)
-        callbacks->on_close(stream, stream->reason, stream->error, stream->userdata);
+    if (stream->callbacks != NULL && stream->callbacks->on_close != NULL)
+        stream->callbacks->on_close(stream, stream->reason, stream->error, stream->userdata);
     weir_stream_unref(stream);
 }
 
@@ -186,7 +189,7 @@ static void settle_failed(weir_stream *stream) {
     }
     if (!is_quiet(stream))
         return;
-    if (stream->callbacks == NULL && !stream->is_released)
+    if (stream->callbacks == NULL && !stream->is_disowned)
         return; /* its owner has still to hear of it */
     finish(stream);
 }
@@ -194,7 +197,7 @@ static void settle_failed(weir_stream *stream) {
 /* With grace: the queue is sent, then we end, then the peer does. Closing over input that nobody read would reset, and
  * the peer would lose the tail of what we sent. */
 static void settle_closing(weir_stream *stream) {
-    if (stream->queue.bytes > 0 || !weir__op_is_idle(&stream->out) || !stream->has_ended || !is_quiet(stream))
+    if (stream->queue.bytes > 0 || !stream->is_shut || !stream->has_ended || !is_quiet(stream))
         return;
     if (stream->reason == 0)
         stream->reason = WEIR_CLOSE_LOCAL;
@@ -203,7 +206,8 @@ static void settle_closing(weir_stream *stream) {
 
 static void settle(weir__actor *actor) {
     weir_stream *stream = to_stream(actor);
-    weir_stream_ref(stream); /* callbacks may end it; what follows looks at it */
+    /* Callbacks may end the stream, which marks it: only what comes last here frees it. (Of an unstarted one a callback
+     * could detach or close: those have none.) */
     if (!stream->has_failed)
         weir__stream_settle_output(stream);
     if (!stream->has_failed)
@@ -212,19 +216,19 @@ static void settle(weir__actor *actor) {
         settle_failed(stream);
     else if (stream->wants_close)
         settle_closing(stream);
-    weir_stream_unref(stream);
 }
 
-static void release(weir_stream *stream) {
+/* Its owner has given up an unstarted stream: nobody is owed an on_close. */
+static void disown(weir_stream *stream) {
     if (stream->callbacks == NULL)
-        stream->is_released = true;
+        stream->is_disowned = true;
 }
 
 static void end(weir__actor *actor, int reason) {
     weir_stream *stream = to_stream(actor);
     weir__stream_fail(stream, reason, 0);
     if (reason == WEIR_CLOSE_LOOP)
-        release(stream);
+        disown(stream);
     weir__stream_mark(stream);
 }
 
@@ -245,8 +249,7 @@ WEIR_API weir_stream *weir_stream_unref(weir_stream *stream) {
         atomic_fetch_sub_explicit(&stream->refs, 1, memory_order_acq_rel) != 1)
         return NULL;
     weir_loop *loop = stream->loop;
-    if (stream->address != NULL)
-        weir__free(loop->allocator, stream->address, sizeof *stream->address);
+    weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
     weir__free(loop->allocator, stream, sizeof *stream);
     weir_loop_unref(loop);
     return NULL;
@@ -281,7 +284,7 @@ WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
         return -EBUSY;
     *ret_fd = stream->fd;
     stream->fd = -1;
-    release(stream);
+    disown(stream);
     finish(stream);
     return 0;
 }
@@ -292,7 +295,7 @@ WEIR_API int weir_stream_close(weir_stream *stream) {
     int r = weir__stream_check(stream);
     if (r < 0 || stream->state == WEIR_STREAM_CLOSED || stream->wants_close)
         return r;
-    release(stream);
+    disown(stream);
     stream->wants_close = stream->wants_shutdown = true;
     if (stream->has_failed) {
         weir__stream_mark(stream); /* it has waited for somebody to hear of it */
@@ -315,7 +318,7 @@ WEIR_API int weir_stream_abort(weir_stream *stream) {
     int r = weir__stream_check(stream);
     if (r < 0 || stream->state == WEIR_STREAM_CLOSED)
         return r;
-    release(stream);
+    disown(stream);
     weir__stream_fail(stream, WEIR_CLOSE_ABORT, 0);
     if (stream->state != WEIR_STREAM_CLOSING)
         set_state(stream, WEIR_STREAM_CLOSING);

@@ -18,6 +18,11 @@ typedef struct weir__stream_settings {
     uint32_t flags; /* WEIR_STREAM_* */
 } weir__stream_settings;
 
+typedef struct weir__dialling {
+    weir__address address; /* the kernel's to look at until the connect completes */
+    int64_t deadline;
+} weir__dialling;
+
 struct weir_stream {
     weir__actor actor;
     _Atomic(uint32_t) refs;                 /* the loop's until it has ended, and the application's */
@@ -29,8 +34,8 @@ struct weir_stream {
     weir__timeout timeout;                  /* connect, then linger */
     const weir_stream_callbacks *callbacks; /* NULL until start */
     void *userdata;
-    weir__address *address;  /* while it connects */
-    weir_listener *listener; /* that accepted it, if it counts its streams; referenced */
+    weir__dialling *dialling; /* while it connects */
+    weir_listener *listener;  /* that accepted it, if it counts its streams; referenced */
     weir__stream_settings settings;
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */
@@ -50,7 +55,7 @@ struct weir_stream {
     bool wants_close : 1; /* weir_stream_close: graceful */
     bool has_failed : 1;  /* to be ended without grace; reason and error say why */
     bool is_reset : 1;    /* and the kernel has been told */
-    bool is_released : 1; /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_disowned : 1; /* unstarted, and its owner will not start it: no on_close is owed */
 
     uint64_t bytes_in, bytes_out, bytes_copied, slices, queue_peak_bytes;
 };

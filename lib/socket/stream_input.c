@@ -4,8 +4,8 @@
 #include "socket/stream.h"
 
 /*
- * What comes in. While somebody listens a receive is armed; while nobody does, because the stream is paused or has no
- * on_data, a watch is, so that a reset is noticed. What the kernel completed before it heard of a pause is staged, and
+ * What comes in. While somebody listens a receive is armed; while nobody does, because the stream is paused, has no
+ * on_data or its peer has ended, a watch is, so that a reset is noticed. What the kernel completed before it heard of a pause is staged, and
  * comes first when the pause is over.
  */
 
@@ -84,9 +84,9 @@ void weir__stream_settle_input(weir_stream *stream) {
     tell_end(stream);
     if (stream->output_error != 0 && !weir__stream_is_reading(stream))
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
-    if (stream->has_failed || !stream->is_connected || stream->has_ended)
+    if (stream->has_failed || !stream->is_connected)
         return;
-    if (stream->wants_close || is_listening(stream))
+    if (!stream->has_ended && (stream->wants_close || is_listening(stream)))
         wish = WEIR__OP_RECEIVE;
     else if (stream->state == WEIR_STREAM_OPEN)
         wish = WEIR__OP_WATCH;
@@ -96,7 +96,7 @@ void weir__stream_settle_input(weir_stream *stream) {
         verbs->cancel(stream->loop->backend, &stream->in); /* its last completion brings us here again */
     else if (wish == WEIR__OP_RECEIVE)
         verbs->receive(stream->loop->backend, &stream->in, stream->fd);
-    else
+    else if (wish == WEIR__OP_WATCH)
         verbs->watch(stream->loop->backend, &stream->in, stream->fd);
 }
 

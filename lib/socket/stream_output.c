@@ -6,6 +6,8 @@
  * references until its completion says how many the kernel has taken.
  */
 
+enum { UNIX_RETRY_NS = 10 * 1000 * 1000 };
+
 /* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
 static uint32_t most_ranges(const weir_stream *stream) {
     return (uint32_t)weir__min_u64(1024 + stream->settings.queue_limit_bytes / 256, UINT32_MAX);
@@ -20,8 +22,21 @@ static void connected(weir_stream *stream, int32_t result) {
     stream->is_connected = true;
     weir__timeout_set(loop, &stream->timeout,
                       stream->wants_close ? stream->settings.linger_timeout_ns : WEIR_NEVER);
-    weir__free(loop->allocator, stream->address, sizeof *stream->address);
-    stream->address = NULL;
+    weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
+    stream->dialling = NULL;
+}
+
+/* The kernel would retry a Unix socket's connect on a poll that is always ready, until it gives up or has a thread of
+ * its own for it. connect(2) on a non-blocking one never waits: its backlog is full, or it is done. */
+static void connect_unix(weir_stream *stream) {
+    const weir__address *address = &stream->dialling->address;
+    int r = weir__sys_connect(stream->fd, (const struct sockaddr *)&address->storage, address->length);
+    if (r != -EAGAIN) {
+        connected(stream, r);
+        return;
+    }
+    int64_t left = stream->dialling->deadline - weir__loop_now(stream->loop);
+    weir__timeout_set(stream->loop, &stream->timeout, left < UNIX_RETRY_NS ? left > 0 ? left : 0 : UNIX_RETRY_NS);
 }
 
 static void taken(weir_stream *stream, uint32_t bytes) {
@@ -56,7 +71,9 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion) 
         taken(stream, (uint32_t)completion->result);
     else
         broken(stream, completion->result);
-    weir__stream_mark(stream);
+    if (stream->queue.bytes > 0 || stream->wants_shutdown || stream->has_failed || !stream->is_open_told ||
+        stream->output_error != 0)
+        weir__stream_mark(stream); /* else there is nothing to do: the usual case of an echo */
 }
 
 static void tell_open(weir_stream *stream) {
@@ -73,11 +90,16 @@ void weir__stream_settle_output(weir_stream *stream) {
     weir__backend *backend = stream->loop->backend;
     if (!weir__op_is_idle(&stream->out))
         return;
-    if (!stream->is_connected) {
-        backend->verbs->connect(backend, &stream->out, stream->fd,
-                                (const struct sockaddr *)&stream->address->storage, stream->address->length);
+    if (!stream->is_connected && stream->is_tcp) {
+        const weir__address *address = &stream->dialling->address;
+        backend->verbs->connect(backend, &stream->out, stream->fd, (const struct sockaddr *)&address->storage,
+                                address->length);
         return;
     }
+    if (!stream->is_connected)
+        connect_unix(stream);
+    if (!stream->is_connected)
+        return;
     tell_open(stream);
     if (stream->has_failed || stream->state == WEIR_STREAM_UNSTARTED)
         return;
