@@ -16,8 +16,9 @@ enum weir_loop_flags {
     WEIR_LOOP_KEEP_RUNNING = 1 /* run returns only on stop, not when nothing is open (workers fed by post) */
 };
 
-/* Memory for one loop. Kept by pointer, like every table; callable from any thread until the last slice of
- * the loop's pools is gone, which may be after the loop. */
+/* Memory for one loop: handles, queues, blocks; receive buffers are mapped from the system. Kept by pointer, like
+ * every table; callable from any thread until the last handle and the last slice of the loop are gone, which may be
+ * after the loop. */
 typedef struct weir_allocator {
     size_t size; /* sizeof(weir_allocator) */
     void *(*alloc)(size_t size, size_t alignment, void *userdata);
@@ -31,7 +32,7 @@ typedef struct weir_loop_options {
     uint32_t flags;                  /* WEIR_LOOP_* */
     const weir_pool_options *pool;   /* of the loop's own pool */
     const weir_allocator *allocator; /* default: mimalloc or libc, as built */
-    uint32_t max_streams;            /* default 1,000,000 */
+    uint32_t max_streams;            /* at this number listeners rest and dial says -EUSERS; default 1,000,000 */
     uint32_t max_turn_events;        /* events between two looks at the kernel; default 1024 */
     char *reason;                    /* out: on failure a sentence that says why */
     size_t reason_size;              /* WEIR_REASON_SIZE is enough */
@@ -107,7 +108,8 @@ WEIR_API weir_loop *weir_loop_unref(weir_loop *loop);
  * Ownership: the loop's own reference is dropped; yours stays.
  * Context:   the loop's thread, outside callbacks; callbacks run inside it. Binds an unbound loop.
  * Return:    0, also when it is closed already; -EPERM: wrong thread; -EBUSY: in a callback (stop instead);
- *            -ECHILD.
+ *            -ECHILD; -ETIMEDOUT: the kernel held on to something for many seconds: the loop is closed, and what
+ *            was not given up is leaked, not freed under it.
  * Since:     0.1
  */
 WEIR_API int weir_loop_close(weir_loop *loop);
@@ -142,11 +144,11 @@ WEIR_API void weir_loop_stop(weir_loop *loop);
  *
  * Listeners close at once and none can be opened (-ESHUTDOWN); streams go on until they end by themselves, and
  * dial and adopt still work, for what is open may need them. Run returns when the last stream is closed (also
- * one that was not started), whatever timers are left. What a server does on SIGTERM; a second call may
- * shorten the grace, not lengthen it.
+ * one that was not started), whatever timers are left. When the grace is over nothing new can be made, and unstarted
+ * streams are not waited for. What a server does on SIGTERM; a second call may shorten the grace, not lengthen it.
  *
  * Context:   the loop's thread; callbacks come later.
- * Return:    0; -EPERM; -ESHUTDOWN; -ECHILD.
+ * Return:    0; -EINVAL: NULL, or a negative time; -EPERM; -ESHUTDOWN; -ECHILD.
  * Since:     0.1
  */
 WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns);
@@ -160,7 +162,8 @@ WEIR_API int weir_loop_drain(weir_loop *loop, int64_t grace_ns);
  *
  * Ownership: 0 is a promise that @function runs exactly once, at the latest inside weir_loop_close(); so
  *            @userdata may be handed over with it. On failure it never runs.
- * Context:   any thread, also the loop's own (then it runs in the next turn). Allocates a little.
+ * Context:   any thread, also the loop's own (it runs later in this turn or in the next one, never inside).
+ *            Allocates a little.
  * Return:    0; -ESHUTDOWN: closed or closing; -ENOMEM; -EINVAL; -ECHILD.
  * Since:     0.1
  */

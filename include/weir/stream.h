@@ -46,9 +46,11 @@ enum weir_close_reason {
  *   on_open   a dialled stream is connected (accepted and adopted ones are from the start)
  *   on_data   one slice, borrowed for the callback. NULL: there is no demand and nothing is read; its end is
  *             not noticed meanwhile, as if it were paused
- *   on_end    the peer sends no more; writing goes on. NULL: weir_stream_close()
+ *   on_end    the peer sends no more; writing goes on, and closing is up to you, also when you have shut down
+ *             your half. NULL: weir_stream_close()
  *   on_drain  after WEIR_WRITE_FULL: the queue has fallen to the low mark
- *   on_close  last, once. reason: enum weir_close_reason; error: 0 or -errno
+ *   on_close  last, once. reason: enum weir_close_reason; error: 0 or -errno. The descriptor is closed already: for
+ *             a log, ask for the peer's address before
  */
 typedef struct weir_stream_callbacks {
     size_t size; /* sizeof(weir_stream_callbacks) */
@@ -99,8 +101,9 @@ typedef struct weir_stream_stats {
  *
  * Ownership: @ret_stream is yours until started, and then weir's (see above).
  * Context:   loop's thread; no callback. Also before the loop first runs.
- * Return:    0; -EINVAL: not an address, or @options; -EMFILE, -ENFILE; -ENOMEM; -EUSERS: max_streams;
- *            -ESHUTDOWN: the loop is closed; -EAFNOSUPPORT. A refused or unreachable peer comes through on_close.
+ * Return:    0; -EINVAL: not an address, or @options; -E2BIG: @options; -ENODEV: no such interface; -EMFILE,
+ *            -ENFILE; -ENOMEM; -EUSERS: max_streams; -ESHUTDOWN: the loop is closed, or drained beyond its grace;
+ *            -EAFNOSUPPORT; -EPERM; -ECHILD. A refused or unreachable peer comes through on_close.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_dial(weir_loop *loop, const char *address,
@@ -112,7 +115,8 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_dial(weir_loop *loop, const char *addre
  *
  * Ownership: on success @fd is weir's and never to be closed by you; on failure it stays yours.
  * Context:   loop's thread; no callback.
- * Return:    0; -EBADF; -ENOTSOCK; -EPROTOTYPE: not a stream socket; -ENOTCONN; -EUSERS: max_streams; -ENOMEM; -EINVAL; -ESHUTDOWN.
+ * Return:    0; -EBADF; -ENOTSOCK; -EPROTOTYPE: not a stream socket; -EAFNOSUPPORT: neither TCP nor Unix; -ENOTCONN;
+ *            -EUSERS: max_streams; -ENOMEM; -EINVAL, -E2BIG: @options; -ESHUTDOWN; -EPERM; -ECHILD.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_adopt(weir_loop *loop, int fd, const weir_stream_options *options,
@@ -128,7 +132,8 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_adopt(weir_loop *loop, int fd, const we
  *
  * Ownership: @ret_fd is yours to close. The stream ends without on_close; its handle as if it had been closed.
  * Context:   loop's thread; no callback.
- * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, or writes are queued; -EPERM.
+ * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, or writes are queued; -ENOTCONN: it has
+ *            failed; -EINVAL; -EPERM; -ECHILD.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_detach(weir_stream *stream, int *ret_fd);
@@ -142,9 +147,10 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_detach(weir_stream *stream, int *ret_fd
  * From here on weir keeps the stream alive, and on_close comes exactly once.
  *
  * Context:   loop's thread; no callback before it returns.
- * Return:    0; -EALREADY: started before; -EINVAL: the table's size; -EPERM: wrong thread. All of them are
- *            mistakes in the program (debug builds abort): it needs no memory, and a stream that failed, or
- *            whose loop closes, starts all the same and says so in on_close. So nothing need be checked.
+ * Return:    0; -EALREADY: started before; -EINVAL: the table's size; -EPERM: wrong thread; -ESHUTDOWN: it was
+ *            closed before, or with its loop. All of them are mistakes in the program: it needs no memory, and a
+ *            stream that has failed meanwhile starts all the same and says so in on_close. So nothing need be
+ *            checked.
  * Since:     0.1
  */
 WEIR_API int weir_stream_start(weir_stream *stream, const weir_stream_callbacks *callbacks, void *userdata);
@@ -181,8 +187,8 @@ enum weir_write_result {
  * weir_stream_write() - queue a copy of some bytes
  * @data: copied before it returns
  *
- * One queue, one order, all or nothing, also for write_slice and write_external. Small writes
- * coalesce. Size 0 is fine and does nothing.
+ * One queue, one order, all or nothing, also for write_slice and write_external. Small writes coalesce. Size 0 is
+ * fine and does nothing (but write_external's, which would have nothing to release).
  *
  * Context:   loop's thread, from when the stream exists; no callback.
  * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget;
@@ -208,7 +214,7 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_write_slice(weir_stream *stream, const 
 
 /** weir_stream_write_external() - queue memory of yours, uncopied. On success @release runs once, on the
  * loop's thread, in a turn, before on_close; on failure the memory stays yours and it never runs. It may
- * call what a callback may. Counts against the queue's limit. Return: as weir_stream_write(). */
+ * call what a callback may. Counts against the queue's limit. Return: as weir_stream_write(); -EINVAL: size 0. */
 WEIR_API WEIR_MUST_CHECK int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
                                                         weir_release_fn release, void *userdata);
 
@@ -225,7 +231,7 @@ WEIR_API int weir_stream_shutdown(weir_stream *stream);
  * linger timeout, since closing over unread input would reset and lose the tail. Then on_close.
  *
  * Ownership: the pointer is good until on_close has returned; of a stream not started see above.
- * Context:   loop's thread; on_close comes in a later turn, never inside.
+ * Context:   loop's thread; on_close comes later, never inside.
  * Return:    0, also when ending or closed already; -EPERM.
  * Since:     0.1
  */
