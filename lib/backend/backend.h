@@ -105,6 +105,8 @@ typedef struct weir__backend_verbs {
     unsigned (*dispatch)(weir__backend *backend, unsigned max);
     /* Completions that need no kernel are waiting: do not sleep. */
     bool (*is_ready)(const weir__backend *backend);
+    /* Nothing is under way but the backend's own. */
+    bool (*is_quiet)(const weir__backend *backend);
     /* About a second has passed. */
     void (*tick)(weir__backend *backend);
     /* Everything is quiet: leave the kernel, then the pool. The memory goes with free. Return: 0; -ETIMEDOUT: the

@@ -498,6 +498,11 @@ static bool is_ready(const weir__backend *backend) {
     return u->has_more || !weir__list_is_empty(&u->finished);
 }
 
+static bool is_quiet(const weir__backend *backend) {
+    const uring *u = WEIR__CONTAINER(backend, const uring, base);
+    return u->under_way == !weir__op_is_idle(&u->wake);
+}
+
 static void tick(weir__backend *backend) {
     weir__pool_trim(to_uring(backend)->group.pool);
 }
@@ -570,6 +575,7 @@ static const weir__backend_verbs verbs = {
     .wait = wait_for,
     .dispatch = dispatch,
     .is_ready = is_ready,
+    .is_quiet = is_quiet,
     .tick = tick,
     .close = close_uring,
     .free = free_uring,

@@ -289,12 +289,15 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
     if (r >= 0)
         r = weir__uring_choose(loop->allocator, options->backend, tuning, &mode, loop->reason,
                                sizeof loop->reason);
-    if (r >= 0)
-        r = weir__waker_new(loop->allocator, &loop->waker);
-    if (r >= 0)
-        r = init_pool(loop, options->pool, mode);
     if (r < 0)
         return r;
+    r = weir__waker_new(loop->allocator, &loop->waker);
+    if (r >= 0)
+        r = init_pool(loop, options->pool, mode);
+    if (r < 0) {
+        weir__reason_copy(loop->reason, sizeof loop->reason, weir_error_text(r));
+        return r;
+    }
     r = weir__uring_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
     if (r < 0)
         weir__reason_copy(loop->reason, sizeof loop->reason, weir__uring_error_text(r));
@@ -402,12 +405,13 @@ WEIR_API int weir_loop_close(weir_loop *loop) {
     weir__loop_refuse_posts(loop);
     end_all(loop, WEIR_CLOSE_LOOP);
     int64_t deadline = loop->now + CLOSE_TIMEOUT_S * (int64_t)NS_PER_S;
-    while (!weir__list_is_empty(&loop->actors) && loop->now < deadline) {
+    const weir__backend_verbs *verbs = loop->backend->verbs;
+    while ((!weir__list_is_empty(&loop->actors) || !verbs->is_quiet(loop->backend)) && loop->now < deadline) {
         r = turn(loop, NS_PER_S / 100);
         if (r < 0 && r != -ENOMEM)
             break;
     }
-    r = loop->backend->verbs->close(loop->backend);
+    r = verbs->close(loop->backend);
     weir__waker_close(loop->waker);
     loop->phase = WEIR__PHASE_CLOSED;
     weir_loop_unref(loop);

@@ -13,7 +13,7 @@ enum {
     MAX_ENTRIES = 1 << 15,
     MAX_COMPLETIONS = 1 << 16,
     MAX_ATTEMPTS = 64,
-    MAX_GROUPS = 16,
+    MAX_GROUPS = 256,
     MAX_FDS = 1024,
     FIRST_FD = 1000
 };
@@ -63,9 +63,13 @@ static struct {
 
     bool is_fd_open[MAX_FDS];
     unsigned fd_count;
-    _Atomic(unsigned) signals;
+    _Atomic(unsigned) signals, mappings;
     int64_t now;
 } script;
+
+/* Outside of the script: pages of the process live longer than a test. */
+static void *wiped_page;
+static _Atomic(uint64_t) mapped;
 
 /* ---- beginning and end ------------------------------------------------------------------------------ */
 
@@ -97,14 +101,17 @@ unsigned script_end_abandoned(void) {
     free(script.completions);
     script.entries = NULL;
     script.completions = NULL;
+    atomic_store(&mapped, 0);
     script.entry_count = script.group_count = 0;
     return left;
 }
 
 void script_end(void) {
     unsigned fds = script_fds_open();
+    uint64_t bytes = script_mapped();
     assert_int_equal(script_end_abandoned(), 0);
     assert_int_equal(fds, 0);
+    assert_int_equal(bytes, 0);
 }
 
 /* ---- what the kernel refuses ------------------------------------------------------------------------ */
@@ -589,10 +596,6 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     return check_fd(fd);
 }
 
-int weir__sys_set_linger_zero(int fd) {
-    return check_fd(fd);
-}
-
 int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
     struct sockaddr_in *in = (struct sockaddr_in *)ret_address;
     *in = (struct sockaddr_in){ .sin_family = AF_INET };
@@ -658,19 +661,35 @@ int weir__sys_interface_index(const char *name) {
 
 /* ---- memory and time -------------------------------------------------------------------------------- */
 
+static void *map(size_t size, int advice) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    assert_true(memory != MAP_FAILED && madvise(memory, size, advice) == 0);
+    return memory;
+}
+
 void *weir__sys_wiped_page(void) {
-    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
-    assert_true(page != MAP_FAILED && madvise(page, 4096, MADV_WIPEONFORK) == 0);
-    return page;
+    return wiped_page = map(weir__sys_page_bytes(), MADV_WIPEONFORK);
 }
 
-void weir__sys_unmap_page(void *page) {
-    munmap(page, 4096);
+void *weir__sys_map_private(size_t size) {
+    if (fault(SCRIPT_MAP) < 0)
+        return NULL;
+    atomic_fetch_add(&mapped, size);
+    return map(size, MADV_DONTFORK);
 }
 
-int weir__sys_set_inherited(void *memory, size_t size, bool inherited) {
-    (void)memory, (void)size;
-    return inherited ? 0 : fault(SCRIPT_SET_INHERITED);
+void weir__sys_unmap(void *memory, size_t size) {
+    if (memory != wiped_page)
+        atomic_fetch_sub(&mapped, size);
+    munmap(memory, size);
+}
+
+uint64_t script_mapped(void) {
+    return atomic_load(&mapped);
+}
+
+size_t weir__sys_page_bytes(void) {
+    return 4096;
 }
 
 int64_t weir__sys_now(void) {

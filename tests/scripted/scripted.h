@@ -20,7 +20,7 @@
 
 /* A kernel that knows everything (6.18), at a time of one second, with nothing open. */
 void script_begin(void);
-/* Asserts that rings, buffer rings and descriptors are closed, and forgets everything. */
+/* Asserts that rings, buffer rings and descriptors are closed and nothing is mapped, and forgets everything. */
 void script_end(void);
 /* As the end, but what the library left behind on purpose may be there. Return: buffer rings not closed. */
 unsigned script_end_abandoned(void);
@@ -35,11 +35,11 @@ enum script_call {
     SCRIPT_EVENTFD,
     SCRIPT_SOCKETPAIR,
     SCRIPT_SEND,
-    SCRIPT_SET_INHERITED,
+    SCRIPT_MAP,
     SCRIPT_CALLS
 };
 
-/* The next @times calls do nothing but return @error. */
+/* The next @times calls do nothing but return @error, or NULL. */
 void script_fail(enum script_call call, int error, unsigned times);
 /* An older kernel: a ring with any of these IORING_SETUP_* is -EINVAL. */
 void script_refuse_setup(uint32_t flags);
@@ -128,9 +128,13 @@ weir__provided script_published(uint32_t position);
 /* Write where the library put buffer @id of the last group. */
 void script_write_into_buffer(uint16_t id, uint32_t offset, const void *bytes, size_t size);
 
+/* Bytes of payload that are mapped. */
+uint64_t script_mapped(void);
+
 /* ---- descriptors ------------------------------------------------------------------------------------ */
 
 unsigned script_fds_open(void);
-unsigned script_signals(void); /* of eventfds */
+unsigned script_signals(void);  /* of eventfds */
+unsigned script_mappings(void); /* pages that are not inherited, still mapped */
 
 #endif

@@ -41,7 +41,9 @@ static inline weir__pool_config bench_config(bench *b, bool is_incremental, unsi
         .budget_bytes = (uint64_t)budget * BUFFER,
         .buffer_bytes = BUFFER,
         .window_bytes = window * BUFFER,
-        .set_inherited = weir__sys_set_inherited,
+        .page_bytes = weir__sys_page_bytes(),
+        .map = weir__sys_map_private,
+        .unmap = weir__sys_unmap,
         .wake = bench_wake,
         .drop = bench_drop,
         .host = b,
@@ -69,6 +71,7 @@ static inline void bench_open(bench *b, bool is_incremental, unsigned budget, un
 static inline void bench_is_gone(bench *b) {
     assert_int_equal(atomic_load(&b->memory.live_blocks), 0);
     assert_int_equal(atomic_load(&b->memory.live_bytes), 0);
+    assert_int_equal(script_mapped(), 0);
     assert_int_equal(atomic_load(&b->drops), 1);
 }
 

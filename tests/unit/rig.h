@@ -149,7 +149,9 @@ static inline void rig_make(const rig_options *options) {
         .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * BUFFER,
         .buffer_bytes = BUFFER,
         .window_bytes = (options->window > 0 ? options->window : 4) * BUFFER,
-        .set_inherited = weir__sys_set_inherited,
+        .page_bytes = weir__sys_page_bytes(),
+        .map = weir__sys_map_private,
+        .unmap = weir__sys_unmap,
         .wake = weir__waker_wake,
         .drop = weir__waker_unref,
         .host = r.waker,
@@ -179,14 +181,14 @@ static inline void rig_free(void) {
     weir__waker_unref(r.waker);
 }
 
-/* Everything was quiet: nothing may be left. */
+/* No operation is under way: nothing may be left. */
 static inline void rig_close(void) {
     script_answer_cancels(true);
-    assert_true(r.backend->verbs->is_quiet(r.backend));
     test_ok(r.backend->verbs->close(r.backend));
     rig_free();
     assert_int_equal(atomic_load(&r.memory.live_blocks), 0);
     assert_int_equal(atomic_load(&r.memory.live_bytes), 0);
+    assert_int_equal(script_mapped(), 0);
 }
 
 /* Cancel what is under way first. */
