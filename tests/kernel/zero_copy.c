@@ -36,10 +36,14 @@ typedef struct operation {
     unsigned vector_count;
 } operation;
 
-static struct record {
-    bool is_on, is_echo;
+/* Known from the loop's first day on, also before anything is recorded. */
+static struct {
     const uint8_t *base[MOST_IDS];
     size_t offset[MOST_IDS];
+} published;
+
+static struct record {
+    bool is_on, is_echo;
     struct io_uring_sqe *taken[MOST_TAKEN]; /* since the last enter */
     unsigned taken_count;
     operation operations[MOST_OPS];
@@ -125,9 +129,9 @@ static void note_completion(const weir__cqe *cqe) {
         return;
     if (op->opcode == IORING_OP_RECV) {
         uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-        assert_true((cqe->flags & IORING_CQE_F_BUFFER) != 0 && record.base[id] != NULL);
-        record.last = (range){ record.base[id] + record.offset[id], (size_t)cqe->res };
-        record.offset[id] += (size_t)cqe->res;
+        assert_true((cqe->flags & IORING_CQE_F_BUFFER) != 0 && published.base[id] != NULL);
+        record.last = (range){ published.base[id] + published.offset[id], (size_t)cqe->res };
+        published.offset[id] += (size_t)cqe->res;
         if (record.is_echo)
             range_push(&record.due[op->fd], record.last);
         return;
@@ -180,8 +184,8 @@ bool __wrap_weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
 
 void __wrap_weir__buffer_ring_publish(weir__buffer_ring *buffers, const weir__provided *provided, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        record.base[provided[i].id] = provided[i].data;
-        record.offset[provided[i].id] = 0;
+        published.base[provided[i].id] = provided[i].data;
+        published.offset[provided[i].id] = 0;
     }
     __real_weir__buffer_ring_publish(buffers, provided, count);
 }
