@@ -230,16 +230,17 @@ static void options_smaller_than_the_first_version_are_refused(void **state) {
 static void default_memory_is_aligned_and_errno_left_alone(void **state) {
     (void)state;
     errno = 1234;
+    const weir_allocator *allocator = &weir__default_allocator;
     for (size_t alignment = 16; alignment <= 4096; alignment *= 2)
         for (size_t size = 1; size <= 10000; size = size * 3 + 1) {
-            uint8_t *memory = weir__alloc_aligned(&weir__default_allocator, size, alignment);
+            uint8_t *memory = allocator->alloc(size, alignment, allocator->userdata);
             assert_non_null(memory);
             assert_int_equal((uintptr_t)memory % alignment, 0);
             memset(memory, 1, size);
-            weir__free_aligned(&weir__default_allocator, memory, size, alignment);
+            allocator->free(memory, size, alignment, allocator->userdata);
         }
-    assert_null(weir__alloc_aligned(&weir__default_allocator, SIZE_MAX, 4096));
-    assert_null(weir__alloc_aligned(&weir__default_allocator, SIZE_MAX - 8, 16));
+    assert_null(allocator->alloc(SIZE_MAX, 4096, allocator->userdata));
+    assert_null(allocator->alloc(SIZE_MAX - 8, 16, allocator->userdata));
     assert_int_equal(errno, 1234);
     weir__free(&weir__default_allocator, NULL, 10);
 }
@@ -262,7 +263,7 @@ static void install_page(void) {
     void *page = weir__sys_wiped_page();
     assert_non_null(page);
     if (!weir__fork_install(page))
-        weir__sys_unmap_page(page);
+        weir__sys_unmap(page, weir__sys_page_bytes());
 }
 
 static void process_has_one_page(void **state) {
@@ -271,7 +272,7 @@ static void process_has_one_page(void **state) {
     uint32_t generation = weir__fork_generation();
     void *another = weir__sys_wiped_page();
     assert_false(weir__fork_install(another));
-    weir__sys_unmap_page(another);
+    weir__sys_unmap(another, weir__sys_page_bytes());
     assert_int_equal(weir__fork_generation(), generation);
 }
 

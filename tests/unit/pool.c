@@ -440,6 +440,9 @@ static void abandon_leaves_only_what_was_posted(void **state) {
     uint16_t id = bench_head(&abandoned); /* the kernel goes on writing */
     script_write((uint8_t *)abandoned.by_id[id].data + 10, "late", 4);
     assert_int_equal(atomic_load(&abandoned.drops), 0);
+    assert_int_equal(script_mapped(), BUFFER);
+    script_end_abandoned();
+    script_begin();
 }
 
 int main(void) {

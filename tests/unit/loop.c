@@ -1,0 +1,604 @@
+/* SPDX-License-Identifier: MIT */
+/* When things happen: turns, posts, stopping, sleeping, settling, beginning and end. */
+#include "loop/loop.h"
+#include "scripted/scripted.h"
+#include "support/support.h"
+#include "weir/stream.h"
+
+static test_fixture f;
+static const weir__tuning tuning = { .no_self_test = true };
+
+enum { SECOND = 1000000000 };
+
+static int setup(void **state) {
+    (void)state;
+    script_begin();
+    script_answer_cancels(true);
+    test_open(&f, &tuning, NULL);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    test_close(&f);
+    script_end();
+    return 0;
+}
+
+static int bare_setup(void **state) {
+    (void)state;
+    script_begin();
+    script_answer_cancels(true);
+    return 0;
+}
+
+static int bare_teardown(void **state) {
+    (void)state;
+    script_end();
+    return 0;
+}
+
+/* A turn without sleeping. */
+static void turn(void) {
+    assert_true(weir_loop_run_once(f.loop, 0) >= 0);
+}
+
+static char story[64];
+
+static void tell(char c) {
+    size_t length = strlen(story);
+    assert_true(length + 1 < sizeof story);
+    story[length] = c;
+}
+
+static void begin_story(void) {
+    memset(story, 0, sizeof story);
+}
+
+/* ---- posts ------------------------------------------------------------------------------------------ */
+
+static void tell_post(weir_loop *loop, void *userdata) {
+    assert_ptr_equal(loop, f.loop);
+    tell(*(const char *)userdata);
+}
+
+static void post(weir_post_fn function, const char *userdata) {
+    test_ok(weir_loop_post(f.loop, function, (void *)(uintptr_t)userdata));
+}
+
+static void posts_run_in_order_in_one_turn(void **state) {
+    (void)state;
+    begin_story();
+    post(tell_post, "a");
+    post(tell_post, "b");
+    post(tell_post, "c");
+    assert_string_equal(story, ""); /* not inside the call */
+    assert_int_equal(weir_loop_is_idle(f.loop), 0);
+    turn();
+    assert_string_equal(story, "abc");
+    assert_int_equal(weir_loop_is_idle(f.loop), 1);
+    assert_int_equal(test_loop_stats(&f).posts, 3);
+}
+
+static void post_again(weir_loop *loop, void *userdata) {
+    tell(*(const char *)userdata);
+    int result = weir_loop_post(loop, post_again, userdata);
+    assert_true(result == 0 || result == -ESHUTDOWN); /* at the close */
+}
+
+static void post_of_a_post_runs_in_the_next_turn(void **state) {
+    (void)state;
+    begin_story();
+    post(post_again, "x");
+    turn();
+    assert_string_equal(story, "x");
+    turn();
+    assert_string_equal(story, "xx");
+    post(tell_post, "y");
+    turn();
+    assert_string_equal(story, "xxxy");
+}
+
+static void refused_later(weir_loop *loop, void *userdata) {
+    tell(*(const char *)userdata);
+    assert_int_equal(weir_loop_post(loop, tell_post, userdata), -ESHUTDOWN);
+}
+
+static void post_that_was_taken_runs_at_the_close(void **state) {
+    (void)state;
+    begin_story();
+    test_open(&f, &tuning, NULL);
+    post(tell_post, "a");
+    post(refused_later, "b");
+    test_ok(weir_loop_close(f.loop));
+    assert_string_equal(story, "ab");
+    assert_int_equal(weir_loop_post(f.loop, tell_post, story), -ESHUTDOWN);
+    assert_string_equal(story, "ab");
+    test_close(&f);
+}
+
+static void post_without_memory_is_refused_and_never_runs(void **state) {
+    (void)state;
+    begin_story();
+    atomic_store(&f.memory.fail_at, atomic_load(&f.memory.allocations) + 1);
+    assert_int_equal(weir_loop_post(f.loop, tell_post, story), -ENOMEM);
+    turn();
+    assert_string_equal(story, "");
+}
+
+static void post_wants_a_loop_and_a_function(void **state) {
+    (void)state;
+    assert_int_equal(weir_loop_post(NULL, tell_post, NULL), -EINVAL);
+    assert_int_equal(weir_loop_post(f.loop, NULL, NULL), -EINVAL);
+}
+
+/* ---- sleeping --------------------------------------------------------------------------------------- */
+
+static void loop_sleeps_as_long_as_it_is_told(void **state) {
+    (void)state;
+    assert_int_equal(weir_loop_run_once(f.loop, 3000000), 0);
+    assert_int_equal(script_last_enter().timeout_ns, 3000000);
+    assert_int_equal(script_last_enter().wait, 1);
+    turn();
+    assert_int_equal(script_last_enter().wait, 0);
+}
+
+/* Some kernels lose a wake-up of deferred work: no sleep may be for ever, nor long. */
+static void no_sleep_is_longer_than_a_second(void **state) {
+    (void)state;
+    int64_t begun = weir__sys_now();
+    unsigned enters = script_last_enter().count;
+    assert_int_equal(weir_loop_run_once(f.loop, 5 * (int64_t)SECOND), 0);
+    assert_int_equal(weir__sys_now() - begun, 5 * (int64_t)SECOND); /* and all of them as long as was asked for */
+    assert_in_range(script_last_enter().count - enters, 5, 6);
+    assert_true(script_last_enter().timeout_ns <= SECOND);
+}
+
+static void loop_with_work_does_not_sleep(void **state) {
+    (void)state;
+    post(tell_post, "a");
+    assert_int_equal(weir_loop_run_once(f.loop, SECOND), 0);
+    assert_int_equal(script_last_enter().wait, 0);
+}
+
+static void wake_of_a_running_loop_costs_nothing(void **state) {
+    (void)state;
+    turn();
+    post(tell_post, "a");
+    assert_int_equal(script_signals(), 0);
+    assert_int_equal(test_loop_stats(&f).wakes, 0);
+    turn();
+}
+
+static void post_inside_the_enter(void *userdata) {
+    script_on_enter(NULL, NULL);
+    test_ok(weir_loop_post(f.loop, tell_post, userdata));
+}
+
+static void post_to_a_sleeping_loop_wakes_it(void **state) {
+    (void)state;
+    begin_story();
+    turn();
+    script_on_enter(post_inside_the_enter, (void *)(uintptr_t) "z");
+    assert_int_equal(weir_loop_run_once(f.loop, 1000), 0);
+    assert_int_equal(script_signals(), 1);
+    assert_int_equal(test_loop_stats(&f).wakes, 1);
+    assert_string_equal(story, "z");
+}
+
+/* ---- running and stopping --------------------------------------------------------------------------- */
+
+static void run_returns_when_nothing_is_open(void **state) {
+    (void)state;
+    begin_story();
+    test_ok(weir_loop_run(f.loop));
+    assert_int_equal(test_loop_stats(&f).turns, 0);
+    post(tell_post, "a");
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "a");
+}
+
+static void stop(weir_loop *loop, void *userdata) {
+    tell(*(const char *)userdata);
+    weir_loop_stop(loop);
+}
+
+static void stop_ends_the_run_after_its_turn(void **state) {
+    (void)state;
+    begin_story();
+    post(stop, "s");
+    post(tell_post, "t");  /* the same turn */
+    post(post_again, "p"); /* keeps it running for ever */
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "stp");
+    assert_int_equal(test_loop_stats(&f).turns, 1);
+}
+
+static void stop_before_the_run_ends_it_at_once(void **state) {
+    (void)state;
+    begin_story();
+    post(tell_post, "a");
+    weir_loop_stop(f.loop);
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "");
+    test_ok(weir_loop_run(f.loop)); /* once only */
+    assert_string_equal(story, "a");
+    weir_loop_stop(NULL);
+}
+
+static void stop_of_a_single_turn_does_not_stop_the_next(void **state) {
+    (void)state;
+    begin_story();
+    post(stop, "s");
+    turn();
+    post(tell_post, "a");
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "sa");
+}
+
+static int nested[4];
+
+static void nest(weir_loop *loop, void *userdata) {
+    (void)userdata;
+    nested[0] = weir_loop_run(loop);
+    nested[1] = weir_loop_run_once(loop, 0);
+    nested[2] = weir_loop_close(loop);
+    nested[3] = weir_loop_drain(loop, WEIR_NEVER);
+}
+
+static void loop_does_not_run_inside_itself(void **state) {
+    (void)state;
+    test_ok(weir_loop_post(f.loop, nest, NULL));
+    turn();
+    assert_int_equal(nested[0], -EBUSY);
+    assert_int_equal(nested[1], -EBUSY);
+    assert_int_equal(nested[2], -EBUSY);
+    assert_int_equal(nested[3], 0);
+}
+
+static void loop_that_keeps_running_waits_for_its_stop(void **state) {
+    (void)state;
+    weir_loop_options options = { .flags = WEIR_LOOP_KEEP_RUNNING };
+    begin_story();
+    test_open_options(&f, &tuning, &options);
+    post(tell_post, "a");
+    script_on_enter(post_inside_the_enter, (void *)(uintptr_t) "b");
+    post(stop, "s");
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "asb");
+    test_close(&f);
+}
+
+static void loop_that_cannot_be_enabled_may_be_run_again(void **state) {
+    (void)state;
+    begin_story();
+    post(tell_post, "a");
+    script_fail(SCRIPT_ENABLE, -ENOMEM, 1);
+    assert_int_equal(weir_loop_run(f.loop), -ENOMEM);
+    assert_string_equal(story, "");
+    assert_int_equal(weir_loop_is_own_thread(f.loop), 1);
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "a");
+}
+
+static void loop_that_the_kernel_refuses_once_goes_on_where_it_was(void **state) {
+    (void)state;
+    begin_story();
+    post(tell_post, "a");
+    script_fail(SCRIPT_ENTER, -ENOMEM, 1);
+    assert_int_equal(weir_loop_run(f.loop), -ENOMEM);
+    test_ok(weir_loop_run(f.loop));
+    assert_string_equal(story, "a");
+}
+
+/* ---- settling --------------------------------------------------------------------------------------- */
+
+typedef struct actor {
+    weir__actor base;
+    char name;
+    struct actor *marks; /* from inside its settling */
+    unsigned left;       /* times it does that */
+    int reason;
+} actor;
+
+static void settle(weir__actor *base) {
+    actor *it = WEIR__CONTAINER(base, actor, base);
+    tell(it->name);
+    if (it->marks != NULL && it->left > 0) {
+        it->left--;
+        weir__loop_mark(f.loop, &it->marks->base);
+    }
+}
+
+static void end(weir__actor *base, int reason) {
+    WEIR__CONTAINER(base, actor, base)->reason = reason;
+    weir__loop_remove(f.loop, base);
+}
+
+static void drain(weir__actor *base) {
+    (void)base;
+    tell('d');
+}
+
+static actor a, b; /* the loop's close ends them */
+
+static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain };
+
+static void add(actor *it, char name) {
+    *it = (actor){ .name = name };
+    weir__loop_add(f.loop, &it->base, &verbs);
+}
+
+static void marked_actor_is_settled_once(void **state) {
+    (void)state;
+    begin_story();
+    add(&a, 'a');
+    add(&b, 'b');
+    weir__loop_mark(f.loop, &b.base);
+    weir__loop_mark(f.loop, &a.base);
+    weir__loop_mark(f.loop, &b.base);
+    assert_string_equal(story, "");
+    turn();
+    assert_string_equal(story, "ba");
+    turn();
+    assert_string_equal(story, "ba");
+}
+
+/* An actor that marks itself whenever it settles may take the loop's time, but not its turn. */
+static void settling_does_not_recurse(void **state) {
+    (void)state;
+    begin_story();
+    add(&a, 'a');
+    a.marks = &a;
+    a.left = 5;
+    weir__loop_mark(f.loop, &a.base);
+    turn();
+    assert_string_equal(story, "aa"); /* at the turn's beginning, and at its end */
+    turn();
+    assert_string_equal(story, "aaaa");
+    turn();
+    turn();
+    assert_string_equal(story, "aaaaaa");
+}
+
+static void loop_does_not_sleep_over_what_is_marked(void **state) {
+    (void)state;
+    begin_story();
+    add(&a, 'a');
+    a.marks = &a;
+    a.left = 3;
+    weir__loop_mark(f.loop, &a.base);
+    assert_int_equal(weir_loop_run_once(f.loop, SECOND), 0);
+    assert_int_equal(script_last_enter().wait, 0);
+    turn();
+    turn();
+}
+
+static void actor_that_is_gone_is_not_settled(void **state) {
+    (void)state;
+    begin_story();
+    add(&a, 'a');
+    add(&b, 'b');
+    weir__loop_mark(f.loop, &a.base);
+    weir__loop_mark(f.loop, &b.base);
+    weir__loop_remove(f.loop, &a.base);
+    weir__loop_mark(f.loop, &a.base);
+    turn();
+    assert_string_equal(story, "b");
+}
+
+static void loop_that_closes_ends_every_actor(void **state) {
+    (void)state;
+    begin_story();
+    test_open(&f, &tuning, NULL);
+    add(&a, 'a');
+    add(&b, 'b');
+    test_ok(weir_loop_close(f.loop));
+    assert_int_equal(a.reason, WEIR_CLOSE_LOOP);
+    assert_int_equal(b.reason, WEIR_CLOSE_LOOP);
+    test_close(&f);
+}
+
+static void actor_waiting_for_a_descriptor_is_settled_when_one_is_closed(void **state) {
+    (void)state;
+    int fds[2];
+    begin_story();
+    add(&a, 'a');
+    weir__stall stall = { .actor = &a.base };
+    weir__list_init(&stall.link);
+    weir__list_append(&f.loop->stalled, &stall.link);
+    turn();
+    assert_string_equal(story, "");
+    test_ok(weir__sys_socketpair(fds));
+    weir__loop_close_fd(f.loop, fds[0]);
+    turn();
+    assert_string_equal(story, "a");
+    weir__loop_close_fd(f.loop, fds[1]);
+    turn();
+    assert_string_equal(story, "a"); /* once for each time it waits */
+}
+
+/* ---- draining --------------------------------------------------------------------------------------- */
+
+static void drained_loop_ends_what_is_open_when_its_grace_is_over(void **state) {
+    (void)state;
+    begin_story();
+    add(&a, 'a');
+    f.loop->streams_open++;
+    test_ok(weir_loop_drain(f.loop, 5 * (int64_t)SECOND));
+    assert_string_equal(story, "d");
+    script_advance_ns(4 * (int64_t)SECOND);
+    turn();
+    assert_int_equal(a.reason, 0);
+    script_advance_ns(SECOND);
+    turn();
+    assert_int_equal(a.reason, WEIR_CLOSE_DRAIN);
+    f.loop->streams_open--;
+    test_ok(weir_loop_run(f.loop));
+}
+
+static void grace_may_be_shortened_and_not_lengthened(void **state) {
+    (void)state;
+    add(&a, 'a');
+    f.loop->streams_open++;
+    test_ok(weir_loop_drain(f.loop, 2 * (int64_t)SECOND));
+    test_ok(weir_loop_drain(f.loop, 9 * (int64_t)SECOND));
+    test_ok(weir_loop_drain(f.loop, WEIR_NEVER));
+    script_advance_ns(2 * (int64_t)SECOND);
+    turn();
+    assert_int_equal(a.reason, WEIR_CLOSE_DRAIN);
+    add(&a, 'a');
+    test_ok(weir_loop_drain(f.loop, 9 * (int64_t)SECOND));
+    test_ok(weir_loop_drain(f.loop, 2 * (int64_t)SECOND));
+    script_advance_ns(2 * (int64_t)SECOND);
+    turn();
+    assert_int_equal(a.reason, WEIR_CLOSE_DRAIN);
+    f.loop->streams_open--;
+    assert_int_equal(weir_loop_drain(f.loop, -2), -EINVAL);
+}
+
+/* ---- beginning and end ------------------------------------------------------------------------------- */
+
+static void loop_that_is_closed_refuses_everything_but_questions(void **state) {
+    (void)state;
+    test_open(&f, &tuning, NULL);
+    test_ok(weir_loop_close(f.loop));
+    test_ok(weir_loop_close(f.loop));
+    assert_int_equal(weir_loop_run(f.loop), -ESHUTDOWN);
+    assert_int_equal(weir_loop_run_once(f.loop, 0), -ESHUTDOWN);
+    assert_int_equal(weir_loop_drain(f.loop, 0), -ESHUTDOWN);
+    assert_non_null(weir_loop_get_pool(f.loop));
+    assert_int_equal(test_pool_stats(&f).used_bytes, 0);
+    weir_loop_stop(f.loop);
+    test_close(&f);
+}
+
+static void loop_takes_null_for_nothing(void **state) {
+    (void)state;
+    assert_int_equal(weir_loop_close(NULL), 0);
+    assert_null(weir_loop_ref(NULL));
+    assert_null(weir_loop_unref(NULL));
+    assert_int_equal(weir_loop_run(NULL), -EINVAL);
+}
+
+/* Each allocation fails once: an error comes back and nothing is left, or the loop does without and works. */
+static void loop_without_memory_leaves_nothing(void **state) {
+    (void)state;
+    unsigned made = 0, failed = 0;
+    for (uint64_t nth = 1; made < 2; nth++) {
+        test_memory memory;
+        weir_loop *loop = NULL;
+        char reason[WEIR_REASON_SIZE] = "";
+        test_memory_init(&memory);
+        atomic_store(&memory.fail_at, nth);
+        weir_loop_options options = {
+            .size = sizeof options, .allocator = &memory.allocator, .reason = reason, .reason_size = sizeof reason
+        };
+        int result = weir__loop_new(&options, &tuning, &loop);
+        if (result == 0) {
+            made += atomic_load(&memory.failed) == 0;
+            test_ok(weir_loop_close(loop));
+            weir_loop_unref(loop);
+        } else {
+            assert_int_equal(result, -ENOMEM);
+            assert_true(nth == 1 || strlen(reason) > 0);
+            assert_null(loop);
+            failed++;
+        }
+        assert_int_equal(atomic_load(&memory.live_blocks), 0);
+        assert_int_equal(script_fds_open(), 0);
+        assert_int_equal(script_rings_open(), 0);
+    }
+    assert_true(failed >= 8);
+}
+
+static int new_loop(weir_loop_options *options, char *reason) {
+    weir_loop *loop = NULL;
+    options->size = options->size > 0 ? options->size : sizeof *options;
+    options->reason = reason;
+    options->reason_size = WEIR_REASON_SIZE;
+    int result = weir__loop_new(options, &tuning, &loop);
+    assert_true(result < 0);
+    assert_null(loop);
+    return result;
+}
+
+static void options_of_a_loop_are_checked(void **state) {
+    (void)state;
+    char reason[WEIR_REASON_SIZE];
+    static const weir_allocator no_free = { .size = sizeof no_free };
+    static const weir_pool_options bad_pool = { .size = sizeof bad_pool, .buffer_bytes = 3 };
+    assert_int_equal(new_loop(&(weir_loop_options){ .backend = 3 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .flags = 2 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .allocator = &no_free }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .pool = &bad_pool }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .size = 8 }, reason), -EINVAL);
+    assert_int_equal(weir_loop_new(NULL, NULL), -EINVAL);
+}
+
+static void forbidden_kernel_is_told_with_its_reason(void **state) {
+    (void)state;
+    char reason[WEIR_REASON_SIZE] = "";
+    script_fail(SCRIPT_OPEN, -EPERM, 1);
+    assert_int_equal(new_loop(&(weir_loop_options){ 0 }, reason), -EPERM);
+    assert_non_null(strstr(reason, "not permitted"));
+    assert_int_equal(script_fds_open(), 0);
+}
+
+static void pool_is_trimmed_about_once_a_second(void **state) {
+    (void)state;
+    turn();
+    weir__pool_starve(f.loop->pool);
+    uint32_t widened = test_pool_stats(&f).window_buffers;
+    for (int i = 0; i < 5; i++) {
+        script_advance_ns(100000000);
+        turn();
+    }
+    assert_int_equal(test_pool_stats(&f).window_buffers, widened);
+    for (int i = 0; i < 20; i++) {
+        script_advance_ns(100000000);
+        turn();
+    }
+    assert_int_equal(test_pool_stats(&f).window_buffers, widened / 2);
+}
+
+#define loop_test(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
+#define bare_test(function) cmocka_unit_test_setup_teardown(function, bare_setup, bare_teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        loop_test(posts_run_in_order_in_one_turn),
+        loop_test(post_of_a_post_runs_in_the_next_turn),
+        bare_test(post_that_was_taken_runs_at_the_close),
+        loop_test(post_without_memory_is_refused_and_never_runs),
+        loop_test(post_wants_a_loop_and_a_function),
+        loop_test(loop_sleeps_as_long_as_it_is_told),
+        loop_test(no_sleep_is_longer_than_a_second),
+        loop_test(loop_with_work_does_not_sleep),
+        loop_test(wake_of_a_running_loop_costs_nothing),
+        loop_test(post_to_a_sleeping_loop_wakes_it),
+        loop_test(run_returns_when_nothing_is_open),
+        loop_test(stop_ends_the_run_after_its_turn),
+        loop_test(stop_before_the_run_ends_it_at_once),
+        loop_test(stop_of_a_single_turn_does_not_stop_the_next),
+        loop_test(loop_does_not_run_inside_itself),
+        bare_test(loop_that_keeps_running_waits_for_its_stop),
+        loop_test(loop_that_cannot_be_enabled_may_be_run_again),
+        loop_test(loop_that_the_kernel_refuses_once_goes_on_where_it_was),
+        loop_test(marked_actor_is_settled_once),
+        loop_test(settling_does_not_recurse),
+        loop_test(loop_does_not_sleep_over_what_is_marked),
+        loop_test(actor_that_is_gone_is_not_settled),
+        bare_test(loop_that_closes_ends_every_actor),
+        loop_test(actor_waiting_for_a_descriptor_is_settled_when_one_is_closed),
+        loop_test(drained_loop_ends_what_is_open_when_its_grace_is_over),
+        loop_test(grace_may_be_shortened_and_not_lengthened),
+        bare_test(loop_that_is_closed_refuses_everything_but_questions),
+        bare_test(loop_takes_null_for_nothing),
+        bare_test(loop_without_memory_leaves_nothing),
+        bare_test(options_of_a_loop_are_checked),
+        bare_test(forbidden_kernel_is_told_with_its_reason),
+        loop_test(pool_is_trimmed_about_once_a_second),
+    };
+    return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
+}
