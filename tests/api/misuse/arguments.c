@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: MIT */
+#include "api/misuse/world.h"
+
+/* Every function with NULL where an object is needed, and with structures and values that are wrong. */
+
+/* ---- NULL -------------------------------------------------------------------------------------------- */
+
+static void the_library_takes_anything(void **state) {
+    (void)state;
+    assert_true(weir_version() > 0);
+    assert_non_null(weir_error_name(INT32_MIN));
+    assert_non_null(weir_error_text(INT32_MIN));
+}
+
+static void null_where_a_loop_is_needed(void **state) {
+    world *w = *state;
+    mistake(weir_loop_new, weir_loop_new(NULL, NULL), -EINVAL);
+    mistake(weir_loop_run, weir_loop_run(NULL), -EINVAL);
+    mistake(weir_loop_run_once, weir_loop_run_once(NULL, 0), -EINVAL);
+    mistake(weir_loop_drain, weir_loop_drain(NULL, 0), -EINVAL);
+    mistake(weir_loop_post, weir_loop_post(NULL, world_count_post, w), -EINVAL);
+    mistake(weir_loop_post, weir_loop_post(w->loop, NULL, w), -EINVAL);
+    mistake(weir_loop_is_idle, weir_loop_is_idle(NULL), -EINVAL);
+    mistake(weir_loop_is_own_thread, weir_loop_is_own_thread(NULL), -EINVAL);
+    mistake(weir_loop_get_now, weir_loop_get_now(NULL), -EINVAL);
+    mistake(weir_loop_get_info, weir_loop_get_info(NULL, &w->out.info), -EINVAL);
+    mistake(weir_loop_get_info, weir_loop_get_info(w->loop, NULL), -EINVAL);
+    mistake(weir_loop_get_stats, weir_loop_get_stats(NULL, &w->out.loop_stats), -EINVAL);
+    mistake(weir_loop_get_stats, weir_loop_get_stats(w->loop, NULL), -EINVAL);
+    fine(weir_loop_close(NULL), 0);
+    assert_null(weir_loop_unref(NULL));
+    assert_null(weir_loop_ref(NULL));
+    assert_null(weir_loop_get_pool(NULL));
+    weir_loop_stop(NULL);
+}
+
+static void null_where_a_pool_is_needed(void **state) {
+    world *w = *state;
+    mistake(weir_pool_get_stats, weir_pool_get_stats(NULL, &w->out.pool_stats), -EINVAL);
+    mistake(weir_pool_get_stats, weir_pool_get_stats(w->pool, NULL), -EINVAL);
+    assert_null(weir_pool_ref(NULL));
+    assert_null(weir_pool_unref(NULL));
+}
+
+static void null_where_a_slice_is_needed(void **state) {
+    world *w = *state;
+    weir_slice hand = { (const uint8_t *)"abc", 3, NULL }, out;
+    mistake(weir_slice_ref, (weir_slice_ref(NULL, &out), 0), 0);
+    mistake(weir_slice_ref, (weir_slice_ref(&hand, &out), 0), 0);
+    mistake(weir_slice_ref, (weir_slice_ref(&w->slice, NULL), 0), 0);
+    mistake(weir_slice_keep, weir_slice_keep(NULL, &w->out.slice), -EINVAL);
+    mistake(weir_slice_keep, weir_slice_keep(&w->slice, NULL), -EINVAL);
+    mistake(weir_slice_keep, weir_slice_keep(&hand, &w->out.slice), -EINVAL);
+    mistake(weir_slice_sub, weir_slice_sub(NULL, 0, 0, &w->out.slice), -EINVAL);
+    mistake(weir_slice_sub, weir_slice_sub(&w->slice, 0, 0, NULL), -EINVAL);
+    mistake(weir_slice_sub, weir_slice_sub(&hand, 0, 1, &w->out.slice), -EINVAL);
+    refused(weir_slice_sub(&w->slice, 3, 3, &w->out.slice), -ERANGE);
+    refused(weir_slice_sub(&w->slice, SIZE_MAX, 2, &w->out.slice), -ERANGE);
+    mistake(weir_slice_new, weir_slice_new(NULL, 1, &w->out.data, &w->out.slice), -EINVAL);
+    mistake(weir_slice_new, weir_slice_new(w->pool, 0, &w->out.data, &w->out.slice), -EINVAL);
+    mistake(weir_slice_new, weir_slice_new(w->pool, 1, NULL, &w->out.slice), -EINVAL);
+    mistake(weir_slice_new, weir_slice_new(w->pool, 1, &w->out.data, NULL), -EINVAL);
+    mistake(weir_slice_copy, weir_slice_copy(w->pool, NULL, 1, &w->out.slice), -EINVAL);
+    mistake(weir_slice_copy, weir_slice_copy(NULL, "x", 1, &w->out.slice), -EINVAL);
+    mistake(weir_slice_copy, weir_slice_copy(w->pool, "x", 1, NULL), -EINVAL);
+    mistake(weir_slice_copy, weir_slice_copy(w->pool, "x", 0, &w->out.slice), -EINVAL);
+    mistake(weir_slice_wrap, weir_slice_wrap(NULL, "x", 1, NULL, NULL, &w->out.slice), -EINVAL);
+    mistake(weir_slice_wrap, weir_slice_wrap(w->pool, NULL, 1, NULL, NULL, &w->out.slice), -EINVAL);
+    mistake(weir_slice_wrap, weir_slice_wrap(w->pool, "x", 0, NULL, NULL, &w->out.slice), -EINVAL);
+    mistake(weir_slice_wrap, weir_slice_wrap(w->pool, "x", 1, world_never_release, NULL, NULL), -EINVAL);
+    weir_slice_unref(NULL);
+}
+
+static void null_where_a_timer_is_needed(void **state) {
+    world *w = *state;
+    mistake(weir_timer_new, weir_timer_new(NULL, world_count_fire, w, &w->out.timer), -EINVAL);
+    mistake(weir_timer_new, weir_timer_new(w->loop, NULL, w, &w->out.timer), -EINVAL);
+    mistake(weir_timer_new, weir_timer_new(w->loop, world_count_fire, w, NULL), -EINVAL);
+    mistake(weir_timer_start, weir_timer_start(NULL, 0, 0), -EINVAL);
+    mistake(weir_timer_start, weir_timer_start(w->timer, -1, 0), -EINVAL);
+    mistake(weir_timer_start, weir_timer_start(w->timer, 0, -1), -EINVAL);
+    mistake(weir_timer_start, weir_timer_start(w->timer, INT64_MIN, INT64_MIN), -EINVAL);
+    mistake(weir_timer_stop, weir_timer_stop(NULL), -EINVAL);
+    assert_null(weir_timer_ref(NULL));
+    assert_null(weir_timer_unref(NULL));
+}
+
+static void null_where_a_listener_is_needed(void **state) {
+    world *w = *state;
+    mistake(weir_listener_open, weir_listener_open(NULL, "127.0.0.1:0", NULL, &w->out.listener), -EINVAL);
+    mistake(weir_listener_open, weir_listener_open(w->loop, NULL, NULL, &w->out.listener), -EINVAL);
+    mistake(weir_listener_open, weir_listener_open(w->loop, "127.0.0.1:0", NULL, NULL), -EINVAL);
+    mistake(weir_listener_adopt, weir_listener_adopt(NULL, 0, NULL, &w->out.listener), -EINVAL);
+    mistake(weir_listener_adopt, weir_listener_adopt(w->loop, 0, NULL, NULL), -EINVAL);
+    mistake(weir_listener_start, weir_listener_start(NULL, &world_listener_callbacks, w), -EINVAL);
+    mistake(weir_listener_start, weir_listener_start(w->listener, NULL, w), -EINVAL);
+    mistake(weir_listener_pause, weir_listener_pause(NULL), -EINVAL);
+    mistake(weir_listener_resume, weir_listener_resume(NULL), -EINVAL);
+    mistake(weir_listener_get_address, weir_listener_get_address(NULL, w->out.text, 100), -EINVAL);
+    mistake(weir_listener_get_address, weir_listener_get_address(w->listener, NULL, 100), -EINVAL);
+    refused(weir_listener_get_address(w->listener, w->out.text, 3), -ENOBUFS);
+    refused(weir_listener_get_address(w->listener, w->out.text, 0), -ENOBUFS);
+    fine(weir_listener_close(NULL), 0);
+    assert_null(weir_listener_ref(NULL));
+    assert_null(weir_listener_unref(NULL));
+    assert_null(weir_listener_get_loop(NULL));
+}
+
+static void null_where_a_stream_is_needed(void **state) {
+    world *w = *state;
+    mistake(weir_stream_dial, weir_stream_dial(NULL, "127.0.0.1:1", NULL, &w->out.stream), -EINVAL);
+    mistake(weir_stream_dial, weir_stream_dial(w->loop, NULL, NULL, &w->out.stream), -EINVAL);
+    mistake(weir_stream_dial, weir_stream_dial(w->loop, "127.0.0.1:1", NULL, NULL), -EINVAL);
+    mistake(weir_stream_adopt, weir_stream_adopt(NULL, w->spare, NULL, &w->out.stream), -EINVAL);
+    mistake(weir_stream_adopt, weir_stream_adopt(w->loop, w->spare, NULL, NULL), -EINVAL);
+    refused(weir_stream_adopt(w->loop, -1, NULL, &w->out.stream), -EBADF);
+    mistake(weir_stream_detach, weir_stream_detach(NULL, &w->out.fd), -EINVAL);
+    mistake(weir_stream_detach, weir_stream_detach(w->fresh, NULL), -EINVAL);
+    mistake(weir_stream_start, weir_stream_start(NULL, &world_stream_callbacks, w), -EINVAL);
+    mistake(weir_stream_start, weir_stream_start(w->fresh, NULL, w), -EINVAL);
+    mistake(weir_stream_pause, weir_stream_pause(NULL), -EINVAL);
+    mistake(weir_stream_resume, weir_stream_resume(NULL), -EINVAL);
+    mistake(weir_stream_write, weir_stream_write(NULL, "x", 1), -EINVAL);
+    mistake(weir_stream_write, weir_stream_write(w->stream, NULL, 1), -EINVAL);
+    mistake(weir_stream_write_slice, weir_stream_write_slice(NULL, &w->slice), -EINVAL);
+    mistake(weir_stream_write_slice, weir_stream_write_slice(w->stream, NULL), -EINVAL);
+    mistake(weir_stream_write_external, weir_stream_write_external(NULL, "x", 1, world_never_release, w), -EINVAL);
+    mistake(weir_stream_write_external, weir_stream_write_external(w->stream, NULL, 1, world_never_release, w),
+            -EINVAL);
+    mistake(weir_stream_shutdown, weir_stream_shutdown(NULL), -EINVAL);
+    mistake(weir_stream_get_state, weir_stream_get_state(NULL), -EINVAL);
+    mistake(weir_stream_get_queued, weir_stream_get_queued(NULL), 0);
+    mistake(weir_stream_get_fd, weir_stream_get_fd(NULL), -EINVAL);
+    mistake(weir_stream_get_local, weir_stream_get_local(NULL, w->out.text, 100), -EINVAL);
+    mistake(weir_stream_get_local, weir_stream_get_local(w->stream, NULL, 100), -EINVAL);
+    mistake(weir_stream_get_peer, weir_stream_get_peer(NULL, w->out.text, 100), -EINVAL);
+    mistake(weir_stream_get_peer, weir_stream_get_peer(w->stream, NULL, 100), -EINVAL);
+    refused(weir_stream_get_peer(w->stream, w->out.text, 5), -ENOBUFS);
+    mistake(weir_stream_get_stats, weir_stream_get_stats(NULL, &w->out.stream_stats), -EINVAL);
+    mistake(weir_stream_get_stats, weir_stream_get_stats(w->stream, NULL), -EINVAL);
+    fine(weir_stream_close(NULL), 0);
+    fine(weir_stream_abort(NULL), 0);
+    assert_null(weir_stream_ref(NULL));
+    assert_null(weir_stream_unref(NULL));
+    assert_null(weir_stream_get_loop(NULL));
+    assert_null(weir_stream_get_userdata(NULL));
+}
+
+/* ---- sizes ------------------------------------------------------------------------------------------- */
+
+static void tables_of_a_wrong_size(void **state) {
+    world *w = *state;
+    static const size_t sizes[] = { 0, 1, sizeof(size_t), sizeof(weir_listener_callbacks) - 1 };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        weir_stream_callbacks stream = world_stream_callbacks;
+        weir_listener_callbacks listener = world_listener_callbacks;
+        stream.size = listener.size = sizes[i];
+        mistake(weir_stream_start, weir_stream_start(w->fresh, &stream, w), -EINVAL);
+        mistake(weir_listener_start, weir_listener_start(w->listener, &listener, w), -EINVAL);
+        listener = world_listener_callbacks;
+        listener.on_accept = NULL;
+        mistake(weir_listener_start, weir_listener_start(w->listener, &listener, w), -EINVAL);
+    }
+    weir_stream_callbacks stream = world_stream_callbacks;
+    stream.size--;
+    mistake(weir_stream_start, weir_stream_start(w->fresh, &stream, w), -EINVAL);
+    run_turns(&w->fixture, 3);
+}
+
+/* The structure of a caller that is newer: @later is what it has more. */
+#define WITH_TAIL(type, name)      \
+    struct {                       \
+        type known;                \
+        uint8_t later[16];         \
+    } name;                        \
+    memset(&name, 0, sizeof name); \
+    name.known.size = sizeof name
+
+static void option_structures_of_a_wrong_size(void **state) {
+    world *w = *state;
+    static const size_t loop_sizes[] = { 0, 4, sizeof(size_t), sizeof(weir_loop_options) - 1 };
+    for (int i = 0; i < 4; i++) {
+        weir_loop_options options = { .size = loop_sizes[i] };
+        mistake(weir_loop_new, weir_loop_new(&options, &w->out.loop), -EINVAL);
+    }
+    static const size_t pool_sizes[] = { 0, 4, sizeof(size_t), sizeof(weir_pool_options) - 1 };
+    for (int i = 0; i < 4; i++) {
+        weir_pool_options pool = { .size = pool_sizes[i] };
+        weir_loop_options options = { .size = sizeof options, .pool = &pool };
+        mistake(weir_loop_new, weir_loop_new(&options, &w->out.loop), -EINVAL);
+    }
+    static const size_t stream_sizes[] = { 0, 4, sizeof(size_t), sizeof(weir_stream_options) - 1 };
+    for (int i = 0; i < 4; i++) {
+        weir_stream_options each = { .size = stream_sizes[i] };
+        weir_listener_options options = { .size = sizeof options, .stream = &each };
+        mistake(weir_stream_dial, weir_stream_dial(w->loop, "127.0.0.1:1", &each, &w->out.stream), -EINVAL);
+        mistake(weir_stream_adopt, weir_stream_adopt(w->loop, w->spare, &each, &w->out.stream), -EINVAL);
+        mistake(weir_listener_open, weir_listener_open(w->loop, "127.0.0.1:0", &options, &w->out.listener),
+                -EINVAL);
+    }
+    static const size_t listener_sizes[] = { 0, 4, sizeof(size_t), sizeof(weir_listener_options) - 1 };
+    for (int i = 0; i < 4; i++) {
+        weir_listener_options options = { .size = listener_sizes[i] };
+        mistake(weir_listener_open, weir_listener_open(w->loop, "127.0.0.1:0", &options, &w->out.listener),
+                -EINVAL);
+        mistake(weir_listener_adopt, weir_listener_adopt(w->loop, w->spare, &options, &w->out.listener), -EINVAL);
+    }
+}
+
+static void larger_options_are_fine_while_nothing_unknown_is_asked_for(void **state) {
+    world *w = *state;
+    WITH_TAIL(weir_loop_options, loop);
+    WITH_TAIL(weir_pool_options, pool);
+    WITH_TAIL(weir_stream_options, stream);
+    WITH_TAIL(weir_listener_options, listener);
+    WITH_TAIL(weir_allocator, allocator);
+    weir_loop *made;
+    weir_stream *dialled;
+    weir_listener *opened;
+    allocator.known = w->fixture.memory.allocator;
+    allocator.known.size = sizeof allocator;
+    loop.known.pool = &pool.known;
+    loop.known.allocator = &allocator.known;
+    listener.known.stream = &stream.known;
+    fine(weir_loop_new(&loop.known, &made), 0);
+    fine(weir_loop_close(made), 0);
+    weir_loop_unref(made);
+    fine(weir_stream_dial(w->loop, "127.0.0.1:1", &stream.known, &dialled), 0);
+    fine(weir_stream_abort(dialled), 0);
+    fine(weir_listener_open(w->loop, "127.0.0.1:0", &listener.known, &opened), 0);
+    fine(weir_listener_close(opened), 0);
+    run_turns(&w->fixture, 5);
+    for (size_t i = 0; i < sizeof loop.later;
+         i += sizeof loop.later - 1) { /* the first unknown byte, and the last */
+        loop.later[i] = 1;
+        refused(weir_loop_new(&loop.known, &w->out.loop), -E2BIG);
+        loop.later[i] = 0;
+        pool.later[i] = 1;
+        refused(weir_loop_new(&loop.known, &w->out.loop), -E2BIG);
+        pool.later[i] = 0;
+        stream.later[i] = 1;
+        refused(weir_stream_dial(w->loop, "127.0.0.1:1", &stream.known, &w->out.stream), -E2BIG);
+        refused(weir_stream_adopt(w->loop, w->spare, &stream.known, &w->out.stream), -E2BIG);
+        refused(weir_listener_open(w->loop, "127.0.0.1:0", &listener.known, &w->out.listener), -E2BIG);
+        stream.later[i] = 0;
+        listener.later[i] = 1;
+        refused(weir_listener_open(w->loop, "127.0.0.1:0", &listener.known, &w->out.listener), -E2BIG);
+        refused(weir_listener_adopt(w->loop, w->spare, &listener.known, &w->out.listener), -E2BIG);
+        listener.later[i] = 0;
+    }
+    fine(fcntl(w->spare, F_GETFL) & O_NONBLOCK, 0); /* not adopted, and not touched */
+}
+
+static void statistics_of_a_wrong_size(void **state) {
+    world *w = *state;
+    weir_loop_info info = { .size = 0 };
+    weir_loop_stats loop = { .size = 0 };
+    weir_pool_stats pool = { .size = 0 };
+    weir_stream_stats stream = { .size = 0 };
+    for (int i = 0; i < 2; i++) {
+        mistake(weir_loop_get_info, weir_loop_get_info(w->loop, &info), -EINVAL);
+        mistake(weir_loop_get_stats, weir_loop_get_stats(w->loop, &loop), -EINVAL);
+        mistake(weir_pool_get_stats, weir_pool_get_stats(w->pool, &pool), -EINVAL);
+        mistake(weir_stream_get_stats, weir_stream_get_stats(w->stream, &stream), -EINVAL);
+        assert_true(info.backend == 0 && loop.turns == 0 && pool.budget_bytes == 0 && stream.bytes_in == 0);
+        info.size = sizeof info - 1;
+        loop.size = sizeof loop - 1;
+        pool.size = sizeof pool - 1;
+        stream.size = sizeof stream - 1;
+    }
+}
+
+/* ---- values ------------------------------------------------------------------------------------------ */
+
+static void options_of_a_loop_that_make_no_sense(void **state) {
+    world *w = *state;
+    const weir_allocator small = { .size = sizeof small - 1,
+                                   .alloc = w->fixture.memory.allocator.alloc,
+                                   .free = w->fixture.memory.allocator.free };
+    const weir_allocator no_alloc = { .size = sizeof no_alloc, .free = small.free };
+    const weir_allocator no_free = { .size = sizeof no_free, .alloc = small.alloc };
+    const weir_pool_options pools[] = {
+        { .size = sizeof *pools, .buffer_bytes = 2048 },
+        { .size = sizeof *pools, .buffer_bytes = 5000 },
+        { .size = sizeof *pools, .buffer_bytes = 32 << 20 },
+        { .size = sizeof *pools, .budget_bytes = 4096 },
+        { .size = sizeof *pools, .buffer_bytes = 65536, .window_bytes = 4096 },
+        { .size = sizeof *pools, .budget_bytes = 1 << 20, .window_bytes = 2 << 20 },
+    };
+    const weir_loop_options loops[] = {
+        { .size = sizeof *loops, .backend = 3 },
+        { .size = sizeof *loops, .backend = UINT32_MAX },
+        { .size = sizeof *loops, .flags = 2 },
+        { .size = sizeof *loops, .allocator = &small },
+        { .size = sizeof *loops, .allocator = &no_alloc },
+        { .size = sizeof *loops, .allocator = &no_free },
+    };
+    for (size_t i = 0; i < sizeof loops / sizeof *loops; i++)
+        refused(weir_loop_new(&loops[i], &w->out.loop), -EINVAL);
+    for (size_t i = 0; i < sizeof pools / sizeof *pools; i++) {
+        const weir_loop_options options = { .size = sizeof options, .pool = &pools[i] };
+        refused(weir_loop_new(&options, &w->out.loop), -EINVAL);
+    }
+    mistake(weir_loop_drain, weir_loop_drain(w->loop, -2), -EINVAL);
+    mistake(weir_loop_drain, weir_loop_drain(w->loop, INT64_MIN), -EINVAL);
+}
+
+static void addresses_that_are_names(void **state) {
+    world *w = *state;
+    refused(weir_listener_open(w->loop, "localhost:80", NULL, &w->out.listener), -EINVAL);
+    refused(weir_stream_dial(w->loop, "localhost:80", NULL, &w->out.stream), -EINVAL);
+}
+
+#define world_test(function) cmocka_unit_test_setup_teardown(function, world_setup, world_teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_library_takes_anything),
+        world_test(null_where_a_loop_is_needed),
+        world_test(null_where_a_pool_is_needed),
+        world_test(null_where_a_slice_is_needed),
+        world_test(null_where_a_timer_is_needed),
+        world_test(null_where_a_listener_is_needed),
+        world_test(null_where_a_stream_is_needed),
+        world_test(tables_of_a_wrong_size),
+        world_test(option_structures_of_a_wrong_size),
+        world_test(larger_options_are_fine_while_nothing_unknown_is_asked_for),
+        world_test(statistics_of_a_wrong_size),
+        world_test(options_of_a_loop_that_make_no_sense),
+        world_test(addresses_that_are_names),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
