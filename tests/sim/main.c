@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: MIT */
+#include "sim/world.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Runs of the simulated kernel from the command line: seeds, traces, counts, and making a failing run smaller. */
+
+sim_world sim;
+
+#define X(name, text) text,
+const char *const sim_fault_texts[SIM_FAULT_COUNT] = { SIM_FAULTS(X) };
+const char *const sim_event_texts[SIM_EVENT_COUNT] = { SIM_EVENTS(X) };
+#undef X
+#define X(name, text) #name,
+const char *const sim_fault_names[SIM_FAULT_COUNT] = { SIM_FAULTS(X) };
+#undef X
+
+/* ---- chance ----------------------------------------------------------------------------------------- */
+
+static uint64_t next_random(uint64_t *state) {
+    uint64_t x = *state += UINT64_C(0x9E3779B97F4A7C15);
+    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
+    return x ^ x >> 31;
+}
+
+uint64_t sim_random(uint64_t below) {
+    return below > 0 ? next_random(&sim.random) % below : 0;
+}
+
+bool sim_chance(enum sim_fault fault) {
+    if (sim.chance[fault] == 0 || sim_random(256) >= sim.chance[fault])
+        return false;
+    sim.faults[fault]++;
+    return true;
+}
+
+bool sim_fault(enum sim_fault fault) {
+    return !sim.is_calm && sim_chance(fault);
+}
+
+void sim_event(enum sim_event event) {
+    sim.events[event]++;
+}
+
+/* ---- the story -------------------------------------------------------------------------------------- */
+
+enum { STORY_LINES = 40, STORY_LINE = 200 };
+static char story[STORY_LINES][STORY_LINE];
+static unsigned story_count;
+
+void sim_note(const char *format, ...) {
+    va_list arguments;
+    char *line = story[story_count++ % STORY_LINES];
+    int length = snprintf(line, STORY_LINE, "%8" PRIu64 " %10.3f ms  ", sim.steps, (double)sim.now_ns / 1e6);
+    va_start(arguments, format);
+    vsnprintf(line + length, (size_t)(STORY_LINE - length), format, arguments);
+    va_end(arguments);
+    if (sim.config.trace)
+        printf("%s\n", line);
+}
+
+static void tell_story(void) {
+    unsigned first = story_count > STORY_LINES ? story_count - STORY_LINES : 0;
+    fprintf(stderr, "the last of what happened (step, time):\n");
+    for (unsigned i = first; i < story_count; i++)
+        fprintf(stderr, "%s\n", story[i % STORY_LINES]);
+    fprintf(stderr, "state: %s\n", sim_describe());
+}
+
+static void tell_replay(void) {
+    fprintf(stderr,
+            "replay: sim --seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s\n",
+            sim.config.seed, sim.config.steps, sim.config.connections, sim.config.faults,
+            sim.config.classic ? " --classic" : "");
+}
+
+void sim_fail(const char *format, ...) {
+    va_list arguments;
+    fflush(stdout);
+    fprintf(stderr, "\nsim: seed %" PRIu64 " FAILED: ", sim.config.seed);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "\n");
+    tell_story();
+    tell_replay();
+    _exit(1);
+}
+
+static void on_crash(int number) {
+    fprintf(stderr, "\nsim: seed %" PRIu64 " FAILED: %s\n", sim.config.seed, strsignal(number));
+    tell_story();
+    tell_replay();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+/* ---- runs ------------------------------------------------------------------------------------------- */
+
+__attribute__((no_sanitize("address", "thread"))) void sim_kernel_write(void *to, const void *from, size_t size) {
+    volatile uint8_t *target = to;
+    const uint8_t *source = from;
+    for (size_t i = 0; i < size; i++)
+        target[i] = source != NULL ? source[i] : 0xDB;
+}
+
+void sim_begin(const sim_config *config) {
+    memset(&sim, 0, sizeof sim);
+    sim.config = *config;
+    sim.random = config->seed * UINT64_C(0x2545F4914F6CDD1D) + 1;
+    sim.now_ns = 1000000000;
+    story_count = 0;
+    /* Each run has faults of its own: most of them off or rare, some of them all the time. */
+    for (int i = 0; i < SIM_FAULT_COUNT; i++) {
+        static const uint8_t chances[] = { 0, 0, 1, 2, 8, 32 };
+        uint8_t chance = chances[sim_random(sizeof chances)];
+        if (i == SIM_NO_MEMORY || i == SIM_REQUEST_ENOMEM || i == SIM_LOST_WAKE)
+            chance = chance > 1 ? 1 : chance;
+        if (i == SIM_BLACKHOLE || i == SIM_TINY_CQ || i == SIM_TINY_SQ)
+            chance = chance > 0 ? 64 : 0;
+        if (i == SIM_RESET)
+            chance = chance > 0 ? 255 : 0;
+        sim.chance[i] = (config->faults >> i & 1) != 0 ? chance : 0;
+    }
+}
+
+void sim_end(void) {
+    for (size_t i = 0; i < sim.socket_count; i++) {
+        free(sim.sockets[i]->received.data);
+        free(sim.sockets[i]);
+    }
+    free(sim.sockets);
+    sim.sockets = NULL;
+    sim.socket_count = sim.socket_capacity = 0;
+}
+
+static struct { uint64_t seeds, operations, faults[SIM_FAULT_COUNT], events[SIM_EVENT_COUNT]; } total;
+
+static void add_up(void) {
+    total.seeds++;
+    total.operations += sim.operations;
+    for (int i = 0; i < SIM_FAULT_COUNT; i++)
+        total.faults[i] += sim.faults[i];
+    for (int i = 0; i < SIM_EVENT_COUNT; i++)
+        total.events[i] += sim.events[i];
+}
+
+static uint64_t all_faults(void) {
+    uint64_t sum = 0;
+    for (int i = 0; i < SIM_FAULT_COUNT; i++)
+        sum += total.faults[i];
+    return sum;
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static void progress(double began) {
+    int met = 0;
+    for (int i = 0; i < SIM_EVENT_COUNT; i++)
+        met += total.events[i] > 0;
+    double passed = seconds() - began;
+    fprintf(stderr,
+            "\rsim: %" PRIu64 " seeds, %.0f a second, %" PRIu64 " operations, %" PRIu64
+            " faults, %d of %d events ",
+            total.seeds, (double)total.seeds / (passed > 0 ? passed : 1), total.operations, all_faults(), met,
+            SIM_EVENT_COUNT);
+}
+
+static void report(void) {
+    for (int i = 0; i < SIM_FAULT_COUNT; i++)
+        printf("fault %-16s %12" PRIu64 "  %s\n", sim_fault_names[i], total.faults[i], sim_fault_texts[i]);
+    for (int i = 0; i < SIM_EVENT_COUNT; i++)
+        printf("event %12" PRIu64 "  %s\n", total.events[i], sim_event_texts[i]);
+}
+
+/* ---- shrinking -------------------------------------------------------------------------------------- */
+
+static bool fails(const sim_config *config) {
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        if (freopen("/dev/null", "w", stderr) == NULL)
+            _exit(2);
+        alarm(60);
+        sim_run(config);
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+
+/* Fewer kinds of fault, fewer connections, fewer steps, as long as it fails. */
+static void shrink(sim_config config) {
+    if (!fails(&config)) {
+        printf("sim: seed %" PRIu64 " does not fail\n", config.seed);
+        return;
+    }
+    for (int i = 0; i < SIM_FAULT_COUNT; i++) {
+        sim_config smaller = config;
+        smaller.faults &= ~(UINT64_C(1) << i);
+        if (smaller.faults != config.faults && fails(&smaller))
+            config = smaller;
+    }
+    while (config.connections > 1) {
+        sim_config smaller = config;
+        smaller.connections--;
+        if (!fails(&smaller))
+            break;
+        config = smaller;
+    }
+    for (uint64_t cut = config.steps / 2; cut > 0; cut /= 2) {
+        sim_config smaller = config;
+        while (smaller.steps > cut) {
+            smaller.steps -= cut;
+            if (!fails(&smaller))
+                break;
+            config = smaller;
+        }
+    }
+    printf("sim: smaller: --seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s\n",
+           config.seed, config.steps, config.connections, config.faults, config.classic ? " --classic" : "");
+    sim_run(&config);
+}
+
+/* ---- the command ------------------------------------------------------------------------------------ */
+
+static void usage(FILE *to) {
+    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M] [--classic] [--trace] [--shrink] [--report]\n"
+                "           [--steps N] [--connections N] [--faults MASK]\n"
+                "\n"
+                "Runs the library on a simulated kernel, one random program a seed. One seed in four uses classic "
+                "rings.\n");
+}
+
+int main(int argc, char **argv) {
+    uint64_t first = 1, last = 100;
+    double minutes = 0;
+    bool is_shrinking = false, wants_report = false, is_classic = false, is_tap = false;
+    sim_config config = { .steps = 600, .connections = 12, .faults = UINT64_MAX };
+    for (int i = 1; i < argc; i++) {
+        const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
+        char *end = NULL;
+        if (strcmp(option, "--seed") == 0) {
+            first = last = strtoull(value, &end, 10), i++;
+        } else if (strcmp(option, "--seeds") == 0) {
+            first = strtoull(value, &end, 10);
+            last = strncmp(end, "..", 2) == 0 ? strtoull(end + 2, &end, 10) : 0;
+            i++;
+        } else if (strcmp(option, "--minutes") == 0) {
+            minutes = strtod(value, &end), last = UINT64_MAX, i++;
+            first = (uint64_t)time(NULL) * 1000000;
+        } else if (strcmp(option, "--steps") == 0) {
+            config.steps = strtoull(value, &end, 10), i++;
+        } else if (strcmp(option, "--connections") == 0) {
+            config.connections = (uint32_t)strtoul(value, &end, 10), i++;
+        } else if (strcmp(option, "--faults") == 0) {
+            config.faults = strtoull(value, &end, 0), i++;
+        } else if (strcmp(option, "--classic") == 0) {
+            is_classic = true;
+        } else if (strcmp(option, "--trace") == 0) {
+            config.trace = true;
+        } else if (strcmp(option, "--shrink") == 0) {
+            is_shrinking = true;
+        } else if (strcmp(option, "--report") == 0) {
+            wants_report = true;
+        } else if (strcmp(option, "--tap") == 0) {
+            is_tap = true; /* for the test runner: one case */
+        } else {
+            usage(strcmp(option, "--help") == 0 ? stdout : stderr);
+            return strcmp(option, "--help") == 0 ? 0 : 2;
+        }
+        if (end != NULL && (end == value || *end != '\0')) {
+            fprintf(stderr, "sim: %s wants a number, not '%s'\n", option, value);
+            return 2;
+        }
+    }
+    signal(SIGABRT, on_crash);
+    signal(SIGSEGV, on_crash);
+    double began = seconds(), told = began;
+    for (uint64_t seed = first; seed <= last; seed++) {
+        config.seed = seed;
+        config.classic = is_classic || seed % 4 == 1;
+        if (is_shrinking) {
+            shrink(config);
+            continue;
+        }
+        sim_run(&config);
+        add_up();
+        double now = seconds();
+        if (isatty(2) ? now - told > 0.5 : now - told > 30) {
+            progress(began);
+            told = now;
+        }
+        if (minutes > 0 && now - began > minutes * 60)
+            break;
+    }
+    if (wants_report)
+        report();
+    if (is_tap)
+        printf("1..1\nok 1 - seeds_%" PRIu64 "_to_%" PRIu64 "_hold\n", first, last);
+    printf("sim: ok seeds=%" PRIu64 " operations=%" PRIu64 " faults=%" PRIu64 "\n", total.seeds, total.operations,
+           all_faults());
+    return 0;
+}

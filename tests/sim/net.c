@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: MIT */
+#include "sim/world.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "edge/sys.h"
+
+/* Sockets, descriptors, memory and time: lib/edge/sys.c's functions, and what the peers do to their end. */
+
+enum { FIRST_DESCRIPTOR = 100, MOST_DESCRIPTORS = 200 };
+
+/* ---- bytes ------------------------------------------------------------------------------------------ */
+
+static void bytes_append(sim_bytes *bytes, const void *data, size_t size) {
+    if (bytes->head + bytes->size + size > bytes->capacity) {
+        if (bytes->size > 0)
+            memmove(bytes->data, bytes->data + bytes->head, bytes->size);
+        bytes->head = 0;
+        while (bytes->size + size > bytes->capacity) {
+            bytes->capacity = bytes->capacity > 0 ? bytes->capacity * 2 : 4096;
+            bytes->data = realloc(bytes->data, bytes->capacity);
+        }
+    }
+    memcpy(bytes->data + bytes->head + bytes->size, data, size);
+    bytes->size += size;
+}
+
+/* ---- sockets ---------------------------------------------------------------------------------------- */
+
+static sim_socket *socket_new(enum sim_socket_kind kind) {
+    sim_socket *socket = calloc(1, sizeof *socket);
+    socket->kind = kind;
+    socket->fd = -1;
+    socket->room = (size_t)1 << (10 + sim_random(8));
+    if (sim.socket_count == sim.socket_capacity) {
+        sim.socket_capacity = sim.socket_capacity > 0 ? sim.socket_capacity * 2 : 256;
+        sim.sockets = realloc(sim.sockets, sim.socket_capacity * sizeof(sim_socket *));
+    }
+    sim.sockets[sim.socket_count++] = socket;
+    return socket;
+}
+
+sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length) {
+    sim_socket *socket = socket_new(SIM_LISTENER);
+    memcpy(&socket->address, address, length);
+    socket->address_length = length;
+    socket->is_tcp = address->sa_family != AF_UNIX;
+    return socket;
+}
+
+sim_socket *sim_stream_new(bool is_tcp) {
+    sim_socket *socket = socket_new(SIM_STREAM);
+    socket->is_tcp = is_tcp;
+    return socket;
+}
+
+sim_socket *sim_socket_of(int fd) {
+    for (size_t i = sim.socket_count; i-- > 0;)
+        if (sim.sockets[i]->fd == fd)
+            return sim.sockets[i];
+    return NULL;
+}
+
+int sim_descriptor(sim_socket *socket) {
+    if (sim.descriptors >= MOST_DESCRIPTORS || sim_fault(SIM_NO_DESCRIPTOR))
+        return -EMFILE;
+    int fd = FIRST_DESCRIPTOR; /* the least one, as the kernel does: numbers are used again at once */
+    while (sim_socket_of(fd) != NULL)
+        fd++;
+    sim.descriptors++;
+    socket->fd = fd;
+    return fd;
+}
+
+int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t length) {
+    for (size_t i = 0; i < sim.socket_count; i++) {
+        sim_socket *listener = sim.sockets[i];
+        if (listener->kind != SIM_LISTENER || listener->is_freed || listener->address_length != length ||
+            memcmp(&listener->address, address, length) != 0)
+            continue;
+        if (listener->pending_count == sizeof listener->pending / sizeof *listener->pending)
+            return -EAGAIN;
+        sim_socket *far = socket_new(SIM_STREAM);
+        far->is_tcp = from->is_tcp = listener->is_tcp;
+        far->other = from;
+        from->other = far;
+        far->is_connected = from->is_connected = true;
+        if (from->peer != NULL)
+            far->peer = from->peer;
+        listener->pending[listener->pending_count++] = far;
+        return 0;
+    }
+    return -ECONNREFUSED;
+}
+
+sim_socket *sim_accept(sim_socket *listener) {
+    if (listener->pending_count == 0)
+        return NULL;
+    sim_socket *socket = listener->pending[0];
+    memmove(listener->pending, listener->pending + 1, --listener->pending_count * sizeof(sim_socket *));
+    return socket;
+}
+
+size_t sim_readable(const sim_socket *socket) {
+    return socket->received.size;
+}
+
+void sim_take(sim_socket *socket, void *data, size_t size) {
+    sim_bytes *bytes = &socket->received;
+    if (data != NULL)
+        memcpy(data, bytes->data + bytes->head, size);
+    bytes->head += size;
+    bytes->size -= size;
+}
+
+int sim_transmit(sim_socket *from, const void *data, size_t size) {
+    if (from->has_error) {
+        from->has_error = false;
+        return -ECONNRESET;
+    }
+    if (from->is_reset || from->is_shut || from->other == NULL || !from->is_connected)
+        return -EPIPE;
+    size_t used = sim_readable(from->other);
+    size_t room = from->other->room > used ? from->other->room - used : 0;
+    if (room == 0)
+        return -EAGAIN;
+    size = size < room ? size : room;
+    bytes_append(&from->other->received, data, size);
+    return (int)size;
+}
+
+void sim_shut(sim_socket *socket) {
+    if (socket->is_shut)
+        return;
+    socket->is_shut = true;
+    if (socket->other != NULL)
+        socket->other->has_ended = true;
+}
+
+/* @socket's far end hears a reset; what it has received already it can still read. */
+void sim_reset(sim_socket *socket) {
+    sim_socket *far = socket->other;
+    socket->is_reset = socket->is_shut = true;
+    socket->other = NULL;
+    if (far == NULL)
+        return;
+    far->is_reset = far->has_error = far->has_ended = true;
+    far->other = NULL;
+}
+
+void sim_close_socket(sim_socket *socket) {
+    if (socket->kind == SIM_LISTENER)
+        for (sim_socket *pending; (pending = sim_accept(socket)) != NULL;)
+            sim_reset(pending);
+    if (socket->kind == SIM_STREAM && socket->other != NULL) {
+        if (sim_readable(socket) > 0) {
+            sim_reset(socket); /* what nobody read makes an end a reset */
+        } else {
+            sim_shut(socket);
+            socket->other->other = NULL;
+        }
+    }
+    socket->other = NULL;
+    socket->is_freed = true;
+}
+
+int sim_poll(const sim_socket *socket) {
+    int events = 0;
+    if (socket->has_ended || socket->is_reset)
+        events |= POLLRDHUP | POLLIN;
+    if (socket->is_reset && socket->has_error)
+        events |= POLLERR;
+    if (socket->is_reset || (socket->has_ended && socket->is_shut))
+        events |= POLLHUP;
+    return events;
+}
+
+/* ---- lib/edge/sys.h --------------------------------------------------------------------------------- */
+
+int weir__sys_socket(int family, int type) {
+    (void)type;
+    sim_socket *socket = socket_new(SIM_STREAM);
+    socket->is_tcp = family != AF_UNIX;
+    int fd = sim_descriptor(socket);
+    if (fd < 0)
+        socket->is_freed = true;
+    return fd;
+}
+
+int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length) {
+    sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    for (size_t i = 0; i < sim.socket_count; i++)
+        if (sim.sockets[i]->kind == SIM_LISTENER && !sim.sockets[i]->is_freed &&
+            sim.sockets[i]->address_length == length && memcmp(&sim.sockets[i]->address, address, length) == 0)
+            return -EADDRINUSE;
+    memcpy(&socket->address, address, length);
+    socket->address_length = length;
+    return 0;
+}
+
+int weir__sys_listen(int fd, int backlog) {
+    sim_socket *socket = sim_socket_of(fd);
+    (void)backlog;
+    if (socket == NULL)
+        return -EBADF;
+    socket->kind = SIM_LISTENER;
+    return 0;
+}
+
+int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) {
+    sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    if (address->sa_family != AF_UNSPEC)
+        return sim_connect(socket, address, length);
+    sim_require(socket->is_tcp, "a Unix socket was disconnected");
+    if (socket->requests > 0)
+        sim_event(SIM_EVENT_DISCONNECTED);
+    sim_reset(socket);
+    sim_take(socket, NULL, sim_readable(socket));
+    socket->has_ended = true;
+    sim_ring_disconnected(socket);
+    return 0;
+}
+
+int weir__sys_shutdown(int fd, int how) {
+    sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    sim_require(how != SHUT_RD, "SHUT_RD was used");
+    if (socket->is_reset || !socket->is_connected)
+        return -ENOTCONN;
+    sim_shut(socket);
+    if (how == SHUT_RDWR) {
+        socket->has_ended = true;
+        sim_ring_disconnected(socket);
+    }
+    return 0;
+}
+
+int weir__sys_setsockopt(int fd, int level, int name, int value) {
+    (void)level, (void)name, (void)value;
+    return sim_socket_of(fd) != NULL ? 0 : -EBADF;
+}
+
+int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
+    sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    if (level == SOL_SOCKET && name == SO_ERROR) {
+        *ret_value = socket->has_error ? ECONNRESET : 0;
+        socket->has_error = false;
+    } else if (level == SOL_SOCKET && name == SO_TYPE) {
+        *ret_value = SOCK_STREAM;
+    } else if (level == SOL_SOCKET && name == SO_DOMAIN) {
+        *ret_value = socket->is_tcp ? AF_INET : AF_UNIX;
+    } else if (level == SOL_SOCKET && name == SO_ACCEPTCONN) {
+        *ret_value = socket->kind == SIM_LISTENER;
+    } else {
+        return -ENOPROTOOPT;
+    }
+    return 0;
+}
+
+int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
+    const sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    memcpy(ret_address, &socket->address, sizeof *ret_address);
+    *ret_length = socket->address_length;
+    return 0;
+}
+
+int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
+    const sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    if (!socket->is_connected || socket->is_reset)
+        return -ENOTCONN;
+    memset(ret_address, 0, sizeof *ret_address);
+    ret_address->ss_family = socket->is_tcp ? AF_INET : AF_UNIX;
+    *ret_length = socket->is_tcp ? sizeof(struct sockaddr_in) : sizeof(sa_family_t);
+    return 0;
+}
+
+int weir__sys_socketpair(int ret_fds[2]) {
+    sim_socket *pair[2] = { socket_new(SIM_STREAM), socket_new(SIM_STREAM) };
+    for (int i = 0; i < 2; i++) {
+        pair[i]->other = pair[1 - i];
+        pair[i]->is_connected = true;
+        ret_fds[i] = sim_descriptor(pair[i]);
+    }
+    return ret_fds[0] < 0 ? ret_fds[0] : ret_fds[1] < 0 ? ret_fds[1] : 0;
+}
+
+int weir__sys_send(int fd, const void *data, size_t size) {
+    sim_socket *socket = sim_socket_of(fd);
+    return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
+}
+
+int weir__sys_close(int fd) {
+    sim_socket *socket = sim_socket_of(fd);
+    sim_require(socket != NULL, "descriptor %d was closed, which is not open", fd);
+    sim_require(socket->requests == 0 || socket->kind == SIM_EVENTFD,
+                "descriptor %d was closed with %u requests under way", fd, socket->requests);
+    sim.descriptors--;
+    sim_ring_closed(socket);
+    socket->fd = -1;
+    sim_close_socket(socket);
+    return 0;
+}
+
+int weir__sys_set_nonblocking_cloexec(int fd) {
+    return sim_socket_of(fd) != NULL ? 0 : -EBADF;
+}
+
+int weir__sys_eventfd(void) {
+    sim_socket *socket = socket_new(SIM_EVENTFD);
+    int fd = sim_descriptor(socket);
+    if (fd < 0)
+        socket->is_freed = true;
+    return fd;
+}
+
+int weir__sys_eventfd_signal(int fd) {
+    sim_socket *socket = sim_socket_of(fd);
+    sim_require(socket != NULL && socket->kind == SIM_EVENTFD, "descriptor %d was signalled, which is no eventfd",
+                fd);
+    socket->signals++;
+    return 8;
+}
+
+int weir__sys_unlink(const char *path) {
+    (void)path;
+    return 0;
+}
+
+int weir__sys_is_socket(const char *path) {
+    (void)path;
+    return 0;
+}
+
+int weir__sys_interface_index(const char *name) {
+    (void)name;
+    return -ENODEV;
+}
+
+void *weir__sys_wiped_page(void) {
+    return calloc(1, 4096);
+}
+
+void *weir__sys_map_private(size_t size) {
+    void *memory = sim_fault(SIM_NO_MEMORY) ? NULL : aligned_alloc(4096, size);
+    sim.mappings += memory != NULL;
+    return memory;
+}
+
+void weir__sys_unmap(void *memory, size_t size) {
+    memset(memory, 0x5A, size);
+    free(memory);
+    sim.mappings--;
+}
+
+size_t weir__sys_page_bytes(void) {
+    return 4096;
+}
+
+int64_t weir__sys_now(void) {
+    sim_other_thread(); /* between any two steps of the loop others may get in */
+    return sim.now_ns;
+}
+
+void weir__sys_yield(void) {
+}
+
+uint32_t weir__sys_kernel_version(void) {
+    return 6U << 16 | 18U << 8;
+}
+
+uintptr_t weir__sys_thread(void) {
+    return sim.is_other_thread ? 2 : 1;
+}

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_TESTS_SIM_WORLD_H
+#define WEIR_TESTS_SIM_WORLD_H
+
+/*
+ * A kernel made of memory. ring.c and net.c implement lib/edge's functions over it, so that the library runs on it
+ * unmodified; program.c is the application above and the peers on the far side of the sockets. Everything random comes
+ * from one seed, time is a number, and there is one thread, which sometimes says that it is another: so a run can be
+ * repeated from its seed.
+ *
+ *      program.c   an application with callbacks            peers: sockets without a descriptor
+ *   ───────────────────────────────────────────────            │
+ *      the library                                             │
+ *   ─────────────────────────────────────────────── edge       │
+ *      ring.c      submissions, completions, buffers           │
+ *      net.c       sockets, descriptors, time  ◀────────────────┘
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "edge/ring.h"
+
+/* ---- faults: what a kernel may do and seldom does --------------------------------------------------- */
+
+#define SIM_FAULTS(X)                                                    \
+    X(SPLIT, "a receive brings less than there is")                      \
+    X(RETIRE_EARLY, "a buffer is given up with room left")               \
+    X(END_WITH_DATA, "a multishot receive ends with data")               \
+    X(NO_BUFFERS, "no buffer for a receive although some are published") \
+    X(UNASKED_CANCEL, "-ECANCELED that nobody asked for")                \
+    X(SHORT_SEND, "a send takes less than there is room for")            \
+    X(SMALL_WORK, "an enter runs only some of the deferred work")        \
+    X(TINY_CQ, "a completion queue of a few entries")                    \
+    X(TINY_SQ, "a submission queue of a few entries")                    \
+    X(ENTER_EINTR, "a signal ends a wait")                               \
+    X(ENTER_EAGAIN, "no memory for a submission")                        \
+    X(ENTER_EBUSY, "overflown completions first")                        \
+    X(CANCEL_ENOENT, "a cancellation does not find a live request")      \
+    X(CANCEL_EALREADY, "a cancellation comes while its target runs")     \
+    X(CANCEL_LATE, "a cancellation answers after its target")            \
+    X(RESET, "the peer resets")                                          \
+    X(REFUSE, "nobody listens any more")                                 \
+    X(BLACKHOLE, "a connection attempt is never answered")               \
+    X(NO_DESCRIPTOR, "no descriptor for a new connection")               \
+    X(ACCEPT_ERROR, "a connection is gone before it is accepted")        \
+    X(ACCEPT_END, "a multishot accept ends")                             \
+    X(WATCH_END, "a multishot poll ends")                                \
+    X(REQUEST_ENOMEM, "no memory for a request")                         \
+    X(NO_MEMORY, "an allocation fails")                                  \
+    X(SPURIOUS_WAKE, "a wait ends without a reason")                     \
+    X(LOST_WAKE, "a wait goes on although something is there")           \
+    X(OTHER_THREAD, "another thread does something in between")          \
+    X(REORDER, "completions overtake each other (before 6.12.29, classic rings)")
+
+enum sim_fault {
+#define X(name, text) SIM_##name,
+    SIM_FAULTS(X)
+#undef X
+        SIM_FAULT_COUNT
+};
+
+/* ---- events: the rows of the table in docs/kernel.md that a run has met ------------------------------ */
+
+#define SIM_EVENTS(X)                                                                \
+    X(PARTIAL_FILL, "partial fill: F_BUFFER and F_BUF_MORE")                         \
+    X(EXACT_FILL, "exactly full: F_BUF_MORE clear")                                  \
+    X(SPILL, "more data than room: the next buffer starts")                          \
+    X(RETIRED_EARLY, "F_BUF_MORE clear with room left")                              \
+    X(CLASSIC, "one completion, one buffer")                                         \
+    X(INTERLEAVED, "two streams in one buffer")                                      \
+    X(END, "end of stream: 0 without a buffer")                                      \
+    X(RESET_SEEN, "a receive ends with an error")                                    \
+    X(CANCELLED, "a receive ends with -ECANCELED")                                   \
+    X(CANCELLED_WITH_DATA, "cancelled with data queued: it stays in the socket")     \
+    X(EMPTY_AT_ONCE, "-ENOBUFS at once, nothing pending")                            \
+    X(EMPTY_WITH_DATA, "-ENOBUFS with data pending")                                 \
+    X(EMPTY_WITH_END, "-ENOBUFS with an end or an error pending")                    \
+    X(POLL_FIRST_WAITS, "armed by POLL_FIRST on an empty ring")                      \
+    X(FULL_QUEUE, "a full completion queue ends a multishot")                        \
+    X(OVERFLOW, "a completion overflows")                                            \
+    X(FLUSH, "overflown completions are flushed")                                    \
+    X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue") \
+    X(SHORT, "a short send")                                                         \
+    X(SEND_WAITED, "a send waited for room")                                         \
+    X(SEND_FAILED, "a send failed")                                                  \
+    X(CANCEL_FIRST, "a cancellation answered before its target")                     \
+    X(CANCEL_SECOND, "a cancellation answered after its target")                     \
+    X(CANCEL_MISSED, "a cancellation found nothing")                                 \
+    X(ACCEPTED, "a connection was accepted")                                         \
+    X(OUT_OF_DESCRIPTORS, "an accept ended for want of a descriptor")                \
+    X(CONNECTED, "a connect succeeded")                                              \
+    X(CONNECT_FAILED, "a connect failed")                                            \
+    X(DISCONNECTED, "a socket was disconnected with requests under way")             \
+    X(WATCHED_END, "a watch told of an end")                                         \
+    X(WATCHED_RESET, "a watch told of a reset")                                      \
+    X(WOKEN, "an eventfd woke a sleeping loop")
+
+enum sim_event {
+#define X(name, text) SIM_EVENT_##name,
+    SIM_EVENTS(X)
+#undef X
+        SIM_EVENT_COUNT
+};
+
+/* ---- sockets ---------------------------------------------------------------------------------------- */
+
+typedef struct sim_bytes {
+    uint8_t *data;
+    size_t head, size, capacity;
+} sim_bytes;
+
+enum sim_socket_kind { SIM_STREAM, SIM_LISTENER, SIM_EVENTFD };
+
+typedef struct sim_socket sim_socket;
+struct sim_socket {
+    enum sim_socket_kind kind;
+    int fd;            /* the library's descriptor, or -1: a peer's, or closed */
+    unsigned requests; /* under way in the ring */
+    bool is_freed;
+    bool is_tcp;
+    struct sockaddr_storage address;
+    socklen_t address_length;
+    /* stream */
+    sim_socket *other;                                          /* the far end; NULL: none yet, or gone */
+    bool is_connected, is_reset, has_error, has_ended, is_shut; /* has_ended: the far end sends no more */
+    sim_bytes received;
+    size_t room; /* for received */
+    void *peer;  /* program.c's: the connection that it is an end of */
+    /* listener */
+    sim_socket *pending[64];
+    unsigned pending_count;
+    /* eventfd */
+    uint64_t signals;
+};
+
+/* ---- the world -------------------------------------------------------------------------------------- */
+
+typedef struct sim_config {
+    uint64_t seed;
+    uint64_t steps;       /* actions of the world before faults stop */
+    uint32_t connections; /* at most at a time */
+    uint64_t faults;      /* 1 << enum sim_fault: those that may happen */
+    bool classic;
+    bool trace;
+} sim_config;
+
+typedef struct sim_world {
+    sim_config config;
+    uint64_t random;
+    int64_t now_ns;
+    uint64_t steps;                  /* done */
+    uint64_t operations;             /* requests submitted */
+    bool is_calm;                    /* faults have stopped */
+    bool is_other_thread;            /* who says it is calling? */
+    uint8_t chance[SIM_FAULT_COUNT]; /* in 256, of this run */
+    uint64_t faults[SIM_FAULT_COUNT], events[SIM_EVENT_COUNT];
+    sim_socket **sockets; /* all there ever were */
+    size_t socket_count, socket_capacity;
+    int descriptors; /* open ones of the library */
+    int mappings;    /* pages of the library's */
+} sim_world;
+
+extern sim_world sim;
+
+/* Begin and end a run. */
+void sim_begin(const sim_config *config);
+void sim_end(void);
+
+uint64_t sim_random(uint64_t below);
+/* Does this fault happen here and now? Counts it if so. */
+bool sim_fault(enum sim_fault fault);
+/* Likewise, of how this run's kernel is made: also while the world is calm. */
+bool sim_chance(enum sim_fault fault);
+void sim_event(enum sim_event event);
+/* Write as the kernel does: memory that the library has poisoned is fine. */
+void sim_kernel_write(void *to, const void *from, size_t size);
+
+/* A line of the story; kept for the failure, printed if traced. */
+void sim_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* An invariant does not hold: tell the story and end the process with 1. */
+void sim_fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+#define sim_require(condition, ...) \
+    do {                            \
+        if (!(condition))           \
+            sim_fail(__VA_ARGS__);  \
+    } while (0)
+
+extern const char *const sim_fault_texts[SIM_FAULT_COUNT], *const sim_fault_names[SIM_FAULT_COUNT];
+extern const char *const sim_event_texts[SIM_EVENT_COUNT];
+
+/* ---- net.c, for ring.c and program.c ---------------------------------------------------------------- */
+
+sim_socket *sim_socket_of(int fd); /* NULL: not an open descriptor */
+sim_socket *sim_stream_new(bool is_tcp);
+sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length);
+int sim_descriptor(sim_socket *socket); /* give it one; -EMFILE */
+/* Connect @from to the listener at @address. 0; -ECONNREFUSED; -EAGAIN: its queue is full. */
+int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t length);
+/* A connection waiting at @listener, or NULL. */
+sim_socket *sim_accept(sim_socket *listener);
+/* Put bytes into the far end's queue. The number taken; -EPIPE, -ECONNRESET; -EAGAIN: no room. */
+int sim_transmit(sim_socket *from, const void *data, size_t size);
+size_t sim_readable(const sim_socket *socket);
+void sim_take(sim_socket *socket, void *data, size_t size);
+void sim_shut(sim_socket *socket);
+void sim_reset(sim_socket *socket);
+void sim_close_socket(sim_socket *socket);
+/* poll(2) events now. */
+int sim_poll(const sim_socket *socket);
+
+/* ---- ring.c, for program.c -------------------------------------------------------------------------- */
+
+/* Requests of a socket end because of a disconnect or a shutdown: -ENOTCONN and the like. */
+void sim_ring_disconnected(sim_socket *socket);
+/* The application stopped wanting this receive: its place among the starved ones does not count. */
+void sim_ring_forget(uint64_t user_data);
+/* A descriptor was closed. */
+void sim_ring_closed(const sim_socket *socket);
+/* Requests under way in all rings, the poll of an eventfd not counted. */
+unsigned sim_ring_requests(void);
+
+/* ---- program.c -------------------------------------------------------------------------------------- */
+
+/* Something happens outside: a peer reads, writes, comes or goes; time passes. false: nothing can. */
+bool sim_world_step(void);
+/* Another thread gets in between. */
+void sim_other_thread(void);
+/* The loop would sleep now: may it? */
+void sim_check_sleep(void);
+/* One whole run; returns when it is over and well. */
+void sim_run(const sim_config *config);
+const char *sim_describe(void); /* counters, one line */
+
+#endif
