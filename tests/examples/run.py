@@ -181,6 +181,12 @@ def an_example_says_why_it_cannot_listen():
                 check(name in done.stderr and reason in done.stderr, f"{name} {address}: said {done.stderr}")
 
 
+def readme_shows_echo_as_it_is():
+    source = (root / "examples/echo.c").read_text(encoding="utf-8")
+    check(len(source.splitlines()) < 40, "no longer under 40 lines")
+    check(f"```c\n{source}```" in (root / "README.md").read_text(encoding="utf-8"), "it shows another one")
+
+
 # ---- sink -------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +396,7 @@ case(echo_over_a_unix_socket)
 case(echo_does_not_read_from_whom_does_not_read)
 case(echo_survives_a_reset)
 case(echo_serves_socat, needs_socat=True)
+case(readme_shows_echo_as_it_is)
 case(an_example_says_why_it_cannot_listen)
 case(sink_counts_every_byte)
 case(sink_tells_once_a_second)
