@@ -536,6 +536,20 @@ static void options_of_a_loop_are_checked(void **state) {
     assert_int_equal(weir_loop_new(NULL, NULL), -EINVAL);
 }
 
+/* Why there is no loop, not how it would have run: with classic rings asked for, the reason used to be that. */
+static void reason_of_a_failure_is_that_failure(void **state) {
+    (void)state;
+    char reason[WEIR_REASON_SIZE];
+    static const weir_pool_options bad_pool = { .size = sizeof bad_pool, .buffer_bytes = 3 };
+    assert_int_equal(
+        new_loop(&(weir_loop_options){ .backend = WEIR_BACKEND_URING_CLASSIC, .pool = &bad_pool }, reason),
+        -EINVAL);
+    assert_null(strstr(reason, "asked"));
+    script_fail(SCRIPT_EVENTFD, -EMFILE, 1);
+    assert_int_equal(new_loop(&(weir_loop_options){ .backend = WEIR_BACKEND_URING_CLASSIC }, reason), -EMFILE);
+    assert_null(strstr(reason, "asked"));
+}
+
 static void forbidden_kernel_is_told_with_its_reason(void **state) {
     (void)state;
     char reason[WEIR_REASON_SIZE] = "";
@@ -597,6 +611,7 @@ int main(void) {
         bare_test(loop_takes_null_for_nothing),
         bare_test(loop_without_memory_leaves_nothing),
         bare_test(options_of_a_loop_are_checked),
+        bare_test(reason_of_a_failure_is_that_failure),
         bare_test(forbidden_kernel_is_told_with_its_reason),
         loop_test(pool_is_trimmed_about_once_a_second),
     };

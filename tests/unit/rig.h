@@ -184,6 +184,7 @@ static inline void rig_free(void) {
 /* No operation is under way: nothing may be left. */
 static inline void rig_close(void) {
     script_answer_cancels(true);
+    assert_true(r.backend->verbs->is_quiet(r.backend));
     test_ok(r.backend->verbs->close(r.backend));
     rig_free();
     assert_int_equal(atomic_load(&r.memory.live_blocks), 0);

@@ -94,7 +94,7 @@ static void final_waits_for_the_cancellations_completion(void **state) {
     script_complete(receive, -ECANCELED, 0);
     rig_turn();
     told_nothing_more(o);
-    assert_false(weir__op_is_idle(&o->op));
+    assert_false(r.backend->verbs->is_quiet(r.backend));
     cancel(o); /* harmless */
     rig_turn();
     script_complete(cancellation, 0, 0);
@@ -110,7 +110,7 @@ static void final_waits_for_the_targets_completion(void **state) {
     script_complete(cancellation, 0, 0);
     rig_turn();
     told_nothing_more(o);
-    assert_false(weir__op_is_idle(&o->op));
+    assert_false(r.backend->verbs->is_quiet(r.backend));
     script_complete(receive, -ECANCELED, 0);
     rig_turn();
     told_final(o, -ECANCELED);
