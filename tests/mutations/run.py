@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Breaks weir on purpose and expects the tests to notice: each patch in this folder is one mistake, and the line
-"test: NAME" above it names the program that must fail then.
+"test: NAME [ARGUMENT...]" above it names the program that must fail then.
 
     run.py SOURCE_ROOT MESON [PATCH...]
 
@@ -66,16 +66,21 @@ def restore(hunks, tree):
         shutil.copy(root / path, tree / path)
 
 
-def failures(build, name):
+def target_of(name):
+    return "tests/sim" if name == "sim" else f"tests/test-{name}"
+
+
+def failures(build, name, arguments):
     """What the test program says has failed; it may also crash, or hang."""
     environment = {**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP"}
-    program = build / f"tests/test-{name}"
     try:
-        done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
+        done = subprocess.run([build / target_of(name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
                               env=environment)
     except subprocess.TimeoutExpired:
         return ["it hung"]
     found = re.findall(r"^not ok \d+ - (\S+)", done.stdout, re.MULTILINE)
+    found += re.findall(r"^sim: (seed \d+) FAILED: (.*)$", done.stdout, re.MULTILINE)
+    found = [": ".join(it) if isinstance(it, tuple) else it for it in found]
     if done.returncode < 0:
         found.append(signal.Signals(-done.returncode).name)
     if done.returncode != 0 and not found:
@@ -85,18 +90,19 @@ def failures(build, name):
 
 def mutate(patch, tree, build, clean):
     text = patch.read_text(encoding="utf-8")
-    (name,) = re.findall(r"^test: (\S+)$", text, re.MULTILINE)
+    ((name, arguments),) = re.findall(r"^test: (\S+)(.*)$", text, re.MULTILINE)
+    arguments = arguments.split()
     hunks = parse(text)
-    target = f"tests/test-{name}"
+    target = target_of(name)
     if name not in clean:
         run(["ninja", "-C", build, target])
-        clean[name] = failures(build, name)
+        clean[name] = failures(build, name, arguments)
     if clean[name]:
         raise Failed(f"{name} fails already, unchanged: {', '.join(clean[name])}")
     apply(hunks, tree)
     try:
         run(["ninja", "-C", build, target])
-        found = failures(build, name)
+        found = failures(build, name, arguments)
     finally:
         restore(hunks, tree)
         run(["ninja", "-C", build, target])
