@@ -197,6 +197,39 @@ static void place_without_memory_is_not_promised(void **state) {
         weir__heap_remove(&heap, &nodes[i]);
 }
 
+static int64_t odd_ones;
+
+static bool is_odd(weir__heap_node *node) {
+    odd_ones += node->deadline % 2 != 0;
+    return node->deadline % 2 != 0;
+}
+
+static void all_that_match_are_removed_and_the_rest_is_a_heap(void **state) {
+    (void)state;
+    static weir__heap_node nodes[100];
+    uint64_t random = 8;
+    for (int round = 0; round < 200; round++) {
+        size_t count = test_random(&random) % 100, odd = 0;
+        for (size_t i = 0; i < count; i++) {
+            int64_t deadline = (int64_t)(test_random(&random) % 1000);
+            weir__heap_node_init(&nodes[i]);
+            test_ok(weir__heap_reserve(&heap, &memory.allocator));
+            weir__heap_set(&heap, &nodes[i], deadline);
+            odd += deadline % 2 != 0;
+        }
+        odd_ones = 0;
+        weir__heap_remove_if(&heap, is_odd);
+        assert_int_equal(odd_ones, odd); /* each was asked for once */
+        is_a_heap();
+        assert_int_equal(heap.count, count - odd);
+        for (size_t i = 0; i < count; i++) {
+            assert_true(weir__heap_has(&nodes[i]) == (nodes[i].deadline % 2 == 0));
+            weir__heap_remove(&heap, &nodes[i]);
+            weir__heap_unreserve(&heap);
+        }
+    }
+}
+
 /* ---- at random -------------------------------------------------------------------------------------- */
 
 enum { NODES = 200 };
@@ -273,6 +306,7 @@ int main(void) {
         heap_test(reserved_place_needs_no_memory),
         heap_test(place_given_back_is_promised_again),
         heap_test(place_without_memory_is_not_promised),
+        heap_test(all_that_match_are_removed_and_the_rest_is_a_heap),
         heap_test(random_deadlines_come_out_as_from_a_sorted_list),
     };
     return cmocka_run_group_tests_name("heap", tests, NULL, NULL);

@@ -186,6 +186,32 @@ static void post_to_a_sleeping_loop_wakes_it(void **state) {
     assert_string_equal(story, "z");
 }
 
+static weir__backend_verbs late_verbs;
+
+/* The last thing that the loop looks at before it says that it sleeps. */
+static bool post_and_say_no(const weir__backend *backend) {
+    (void)backend;
+    if (story[0] == '\0') {
+        tell('!');
+        test_ok(weir_loop_post(f.loop, tell_post, (void *)(uintptr_t) "p"));
+    }
+    return false;
+}
+
+/* Who posts after the loop has looked and before it says that it sleeps, wakes nobody: so it looks again. */
+static void post_between_the_look_and_the_sleep_is_seen(void **state) {
+    (void)state;
+    begin_story();
+    const weir__backend_verbs *before = f.loop->backend->verbs;
+    late_verbs = *before;
+    late_verbs.is_ready = post_and_say_no;
+    f.loop->backend->verbs = &late_verbs;
+    assert_int_equal(weir_loop_run_once(f.loop, SECOND), 0);
+    assert_int_equal(script_last_enter().wait, 0);
+    assert_string_equal(story, "!p");
+    f.loop->backend->verbs = before;
+}
+
 /* ---- running and stopping --------------------------------------------------------------------------- */
 
 static void run_returns_when_nothing_is_open(void **state) {
@@ -591,6 +617,7 @@ int main(void) {
         loop_test(loop_with_work_does_not_sleep),
         loop_test(wake_of_a_running_loop_costs_nothing),
         loop_test(post_to_a_sleeping_loop_wakes_it),
+        loop_test(post_between_the_look_and_the_sleep_is_seen),
         loop_test(run_returns_when_nothing_is_open),
         loop_test(stop_ends_the_run_after_its_turn),
         loop_test(stop_before_the_run_ends_it_at_once),

@@ -106,6 +106,7 @@ static void offset_is_not_compared_while_completions_are_in_overflow(void **stat
     script_consume(entries[0], 3);
     script_overflow(true);
     rig_turn();
+    rig_submit();
     assert_int_equal(r.backend->mode, WEIR_BACKEND_URING_INCREMENTAL);
     script_overflow(false);
     rig_turn();

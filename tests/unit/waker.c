@@ -89,17 +89,26 @@ static void waker_without_memory_opens_nothing(void **state) {
 
 /* ---- races ------------------------------------------------------------------------------------------ */
 
-enum { POSTERS = 2, POSTS = 30000 };
+enum { ROUNDS = 20000 };
 
-static _Atomic(unsigned) posted;
+static _Atomic(unsigned) rounds, posted;
 
-static void *post_many(void *userdata) {
+/* A short time, another one each time. */
+static void dawdle(uint64_t *random) {
+    for (volatile uint64_t spin = test_random(random) % 128; spin > 0; spin--)
+        ;
+}
+
+/* One post a round, at any moment of the other's round: no later post covers up for a wake that was lost. */
+static void *post_each_round(void *userdata) {
+    uint64_t random = 1;
     (void)userdata;
-    for (unsigned i = 0; i < POSTS; i++) {
-        atomic_fetch_add_explicit(&posted, 1, memory_order_relaxed);
-        weir__waker_wake(waker);
-        for (volatile unsigned spin = 0; spin < (i * 7919) % 300; spin++)
+    for (unsigned round = 1; round <= ROUNDS; round++) {
+        while (atomic_load_explicit(&rounds, memory_order_relaxed) != round)
             ;
+        dawdle(&random);
+        atomic_store_explicit(&posted, round, memory_order_relaxed);
+        weir__waker_wake(waker);
     }
     return NULL;
 }
@@ -107,25 +116,27 @@ static void *post_many(void *userdata) {
 /* As the loop does: flag, look again, sleep. Were a wake lost, a sleep would last to its end with something posted. */
 static void no_wake_is_lost(void **state) {
     (void)state;
-    pthread_t threads[POSTERS];
-    unsigned taken = 0;
+    pthread_t thread;
+    uint64_t random = 2;
+    atomic_store(&rounds, 0);
     atomic_store(&posted, 0);
-    for (int i = 0; i < POSTERS; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, post_many, NULL), 0);
-    while (taken < POSTERS * POSTS) {
-        weir__waker_sleep(waker);
-        if (atomic_load_explicit(&posted, memory_order_relaxed) == taken) {
-            struct pollfd fd = { .fd = atomic_load(&waker->fd), .events = POLLIN };
-            if (poll(&fd, 1, 10000) == 0)
-                fail_msg("asleep with %u posted and %u taken", atomic_load(&posted), taken);
-            (void)written();
+    assert_int_equal(pthread_create(&thread, NULL, post_each_round, NULL), 0);
+    for (unsigned round = 1; round <= ROUNDS; round++) {
+        atomic_store(&rounds, round);
+        dawdle(&random);
+        while (atomic_load_explicit(&posted, memory_order_relaxed) != round) {
+            weir__waker_sleep(waker);
+            if (atomic_load_explicit(&posted, memory_order_relaxed) != round) {
+                struct pollfd fd = { .fd = atomic_load(&waker->fd), .events = POLLIN };
+                if (poll(&fd, 1, 5000) == 0)
+                    fail_msg("asleep in round %u, for which a post is there", round);
+                (void)written();
+            }
+            weir__waker_rise(waker);
         }
-        weir__waker_rise(waker);
-        taken = atomic_load_explicit(&posted, memory_order_relaxed);
     }
-    for (int i = 0; i < POSTERS; i++)
-        assert_int_equal(pthread_join(threads[i], NULL), 0);
-    assert_true(atomic_load(&waker->wakes) <= POSTERS * POSTS);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_true(atomic_load(&waker->wakes) <= ROUNDS);
 }
 
 static void *wake_until_closed(void *userdata) {
