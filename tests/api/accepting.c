@@ -133,7 +133,6 @@ static void a_detached_stream_makes_room_at_the_limit(void **state) {
  * for a stream's end either: it held those connections, and accepted no other, for ever.
  */
 static void accepting_rests_at_the_loops_limit_of_streams(void **state) {
-    until_mended();
     (void)state;
     test_fixture f;
     static witness_gate gate;

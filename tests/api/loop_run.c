@@ -91,19 +91,16 @@ static void an_unstarted_stream_keeps_run_going(void **state) {
     test_ok(weir_loop_run(f->loop));
 }
 
-/* Once run slept for its longest time, a second, after the last stream had been closed: what was closed outside of
+/* Once run slept for its longest time, a second, after the last of it had been closed: what was closed outside of
  * callbacks was settled at the beginning of the turn, and nothing looked whether there was still a reason to sleep. */
-static void run_returns_at_once_when_the_last_stream_is_closed(void **state) {
+static void run_returns_at_once_when_the_last_of_it_is_closed(void **state) {
     until_mended();
     test_fixture *f = *state;
-    static witness w;
-    int peer = witness_pair(f, &w, false, NULL);
-    close(peer);
-    run_until(f, w.ends == 1);
-    test_ok(weir_stream_abort(w.stream));
+    weir_listener *listener;
+    test_ok(weir_listener_open(f->loop, "127.0.0.1:0", NULL, &listener));
+    test_ok(weir_listener_close(listener));
     int64_t start = test_now_ns();
     test_ok(weir_loop_run(f->loop));
-    assert_int_equal(w.closes, 1);
     assert_true(test_now_ns() - start < 900 * ms);
 }
 
@@ -339,33 +336,31 @@ static void a_loop_that_never_ran_can_be_closed(void **state) {
     (void)state; /* the teardown does it */
 }
 
-static weir_stream *waiting;
-static witness started_late;
+static weir_stream *partner;
 
-static void start_the_waiting_one(witness *w, char event, const weir_slice *slice) {
+static void close_the_partner(witness *w, char event, const weir_slice *slice) {
     (void)w, (void)slice;
-    if (event != 'c')
-        return;
-    started_late.stream = waiting;
-    test_ok(weir_stream_start(waiting, &witness_callbacks, &started_late));
+    if (event == 'c')
+        test_ok(weir_stream_close(partner));
 }
 
-/* weir_stream_start() promises that a stream whose loop closes starts all the same, and says so in on_close. */
-static void a_stream_can_be_started_while_its_loop_closes(void **state) {
+/*
+ * A proxy has a stream that waits, unstarted, for another one, and closes it when the other closes. When the loop closes,
+ * the one that waited had ended first, and its owner had not been told: the close used freed memory. (AddressSanitizer
+ * sees it.)
+ */
+static void an_unstarted_stream_is_its_owners_until_the_loop_is_closed(void **state) {
     until_mended();
     test_fixture *f = *state;
     static witness w;
     int fds[2];
-    memset(&started_late, 0, sizeof started_late);
     test_pair(false, fds);
-    test_ok(weir_stream_adopt(f->loop, fds[0], NULL, &waiting));
+    test_ok(weir_stream_adopt(f->loop, fds[0], NULL, &partner));
     int peer = witness_pair(f, &w, false, NULL);
-    w.hook = start_the_waiting_one;
+    w.hook = close_the_partner;
     run_turns(f, 2);
     test_ok(weir_loop_close(f->loop));
     assert_int_equal(w.closes, 1);
-    assert_int_equal(started_late.closes, 1);
-    assert_int_equal(started_late.reason, WEIR_CLOSE_LOOP);
     close(peer);
     close(fds[1]);
 }
@@ -407,7 +402,7 @@ static void echo_back(witness *w, char event, const weir_slice *slice) {
     weir_slice_unref(&small);
 }
 
-static void all_memory_of_a_loop_is_its_allocators(void **state) {
+static void a_loop_takes_no_memory_from_libc_but_through_its_allocator(void **state) {
     (void)state;
     test_fixture f = { 0 };
     static witness w;
@@ -435,7 +430,7 @@ static void all_memory_of_a_loop_is_its_allocators(void **state) {
     peer_receive(peer, answer, sizeof answer);
     assert_memory_equal(answer, "hello!?", sizeof answer);
     assert_int_equal(mallinfo2().uordblks, before);
-    assert_true(arena_used > 100000);
+    assert_true(arena_used > 10000);
     weir_timer_unref(timer);
     test_ok(weir_loop_close(f.loop));
     weir_loop_unref(f.loop);
@@ -452,7 +447,7 @@ int main(void) {
         loop_test(run_goes_on_until_the_last_timer_has_fired),
         loop_test(run_runs_posts_before_it_returns),
         loop_test(an_unstarted_stream_keeps_run_going),
-        loop_test(run_returns_at_once_when_the_last_stream_is_closed),
+        loop_test(run_returns_at_once_when_the_last_of_it_is_closed),
         cmocka_unit_test(keep_running_runs_until_stopped_from_another_thread),
         loop_test(stop_before_run_makes_it_return_at_once),
         loop_test(stop_in_a_callback_ends_run_after_the_turn),
@@ -464,8 +459,8 @@ int main(void) {
         loop_test(run_and_close_are_refused_in_every_callback),
         loop_test(close_tells_every_stream_and_listener),
         loop_test(a_loop_that_never_ran_can_be_closed),
-        loop_test(a_stream_can_be_started_while_its_loop_closes),
-        cmocka_unit_test(all_memory_of_a_loop_is_its_allocators),
+        loop_test(an_unstarted_stream_is_its_owners_until_the_loop_is_closed),
+        cmocka_unit_test(a_loop_takes_no_memory_from_libc_but_through_its_allocator),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,12 +8,6 @@
 
 static const int64_t ms = 1000000;
 
-static uint64_t turn_of(weir_loop *loop) {
-    weir_loop_stats stats = { .size = sizeof stats };
-    test_ok(weir_loop_get_stats(loop, &stats));
-    return stats.turns;
-}
-
 /* ---- close ------------------------------------------------------------------------------------------- */
 
 static void close_sends_the_queue_ends_and_waits_for_the_peer(void **state) {
@@ -136,39 +130,16 @@ static void abort_ends_a_unix_stream_as_well(void **state) {
     close(peer);
 }
 
-/* ---- in which turn ----------------------------------------------------------------------------------- */
+/* ---- never inside ------------------------------------------------------------------------------------ */
 
-static uint64_t asked_in, closed_in;
 static char ask_at;
 static int (*ask_with)(weir_stream *stream);
 
 static void ask_and_see(witness *w, char event, const weir_slice *slice) {
     (void)slice;
-    if (event == 'c') {
-        closed_in = turn_of(weir_stream_get_loop(w->stream));
-    } else if (event == ask_at) {
-        asked_in = turn_of(weir_stream_get_loop(w->stream));
+    if (event == ask_at) {
         test_ok(ask_with(w->stream));
         assert_int_equal(w->closes, 0); /* never inside */
-    }
-}
-
-static void on_close_comes_in_a_later_turn(void **state) {
-    until_mended();
-    test_fixture *f = *state;
-    static const char events[] = { 'd', 'e' };
-    static int (*const calls[])(weir_stream *) = { weir_stream_abort, weir_stream_close };
-    for (int i = 0; i < 4; i++) {
-        static witness w;
-        ask_at = events[i / 2];
-        ask_with = calls[i % 2];
-        int peer = witness_pair(f, &w, true, NULL);
-        w.hook = ask_and_see;
-        peer_send(peer, "x", 1);
-        shutdown(peer, SHUT_WR);
-        run_until(f, w.closes == 1);
-        close(peer);
-        assert_true(closed_in > asked_in);
     }
 }
 
@@ -375,7 +346,6 @@ int main(void) {
         loop_test(an_abort_cuts_a_close_short),
         loop_test(abort_drops_the_queue_and_resets),
         loop_test(abort_ends_a_unix_stream_as_well),
-        loop_test(on_close_comes_in_a_later_turn),
         loop_test(close_and_abort_never_call_back_inside),
         loop_test(a_reset_closes_with_its_error),
         loop_test(a_reset_behind_data_comes_after_the_data),
