@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What the application does with slices on one thread: ref, sub, keep, new, copy, wrap. */
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "unit/bench.h"
 
 static bench b;
@@ -133,6 +136,15 @@ static void sub_of_no_bytes_holds_nothing(void **state) {
     bench_end_dispatch(&b);
     bench_expect(&b, 1, 0, 0, 0);
     bench_close(&b);
+}
+
+static void sub_of_the_empty_slice_is_empty(void **state) {
+    (void)state;
+    weir_slice part, empty = { 0 };
+    memset(&part, 0xEE, sizeof part);
+    test_ok(weir_slice_sub(&empty, 0, 0, &part));
+    is_empty(&part);
+    assert_int_equal(weir_slice_sub(&empty, 0, 1, &part), -ERANGE);
 }
 
 static void sub_refuses_uncounted_bytes(void **state) {
@@ -414,6 +426,56 @@ static void slices_are_made_and_kept_after_the_close(void **state) {
     bench_is_gone(&b);
 }
 
+/* ---- after a fork ----------------------------------------------------------------------------------- */
+
+/* In the child: every call says so, touches no payload and frees nothing. Return: the number of the first that does
+ * otherwise. */
+static int use_in_the_child(weir_slice *mine) {
+    weir_pool_stats stats = { .size = sizeof stats };
+    weir_slice slice, before = *mine;
+    uint8_t *data;
+    uint64_t live = atomic_load(&b.memory.live_blocks), allocations = atomic_load(&b.memory.allocations);
+    if (weir_pool_get_stats(b.pool, &stats) != -ECHILD)
+        return 1;
+    if (weir_slice_new(b.pool, 10, &data, &slice) != -ECHILD)
+        return 2;
+    if (weir_slice_copy(b.pool, "x", 1, &slice) != -ECHILD)
+        return 3;
+    if (weir_slice_wrap(b.pool, "x", 1, NULL, NULL, &slice) != -ECHILD)
+        return 4;
+    if (weir_slice_sub(mine, 0, 1, &slice) != -ECHILD)
+        return 5;
+    if (weir_slice_keep(mine, &slice) != -ECHILD)
+        return 6;
+    weir_slice_ref(mine, &slice);
+    if (slice.owner != NULL || slice.data != NULL || slice.size != 0)
+        return 7;
+    weir_slice_unref(mine);
+    if (atomic_load(&before.owner->shared) != 2 || before.owner->local != 1)
+        return 8;
+    if (weir_pool_ref(b.pool) != b.pool || weir_pool_unref(b.pool) != NULL || weir_pool_unref(b.pool) != NULL)
+        return 9;
+    if (atomic_load(&b.memory.live_blocks) != live || atomic_load(&b.memory.allocations) != allocations)
+        return 10;
+    return 0;
+}
+
+static void slices_and_pool_are_dead_in_the_child_of_a_fork(void **state) {
+    (void)state;
+    weir_slice mine, slice = received(0, BUFFER / 2);
+    int status = -1;
+    weir_slice_ref(&slice, &mine);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(use_in_the_child(&mine));
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(test_differs(7, 0, mine.data, mine.size), -1); /* and the parent goes on */
+    weir_slice_unref(&mine);
+    bench_end_dispatch(&b);
+    bench_close(&b);
+}
+
 static void pool_takes_null_for_nothing(void **state) {
     (void)state;
     assert_null(weir_pool_ref(NULL));
@@ -430,6 +492,7 @@ int main(void) {
         bench_test(sub_is_a_part_with_a_reference_of_its_own),
         bench_test(sub_reaches_both_ends_and_not_beyond),
         bench_test(sub_of_no_bytes_holds_nothing),
+        bench_test(sub_of_the_empty_slice_is_empty),
         bench_test(sub_refuses_uncounted_bytes),
         bench_test(keep_of_an_eighth_or_more_is_a_reference),
         bench_test(keep_of_less_than_an_eighth_is_a_copy),
@@ -449,6 +512,7 @@ int main(void) {
         bench_test(keep_of_wrapped_memory_is_a_reference),
         bench_test(slices_outlive_the_close_of_their_pool),
         bench_test(slices_are_made_and_kept_after_the_close),
+        bench_test(slices_and_pool_are_dead_in_the_child_of_a_fork),
         bench_test(pool_takes_null_for_nothing),
     };
     return cmocka_run_group_tests_name("slice", tests, NULL, NULL);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Timers, on a clock that the test moves. */
 #include "loop/loop.h"
+
+#include <pthread.h>
+
 #include "scripted/scripted.h"
 #include "support/support.h"
 
@@ -405,6 +408,59 @@ static void timer_outlives_the_close_and_holds_the_loop(void **state) {
     test_ok(weir_timer_stop(c->timer));
 }
 
+/* ---- on another thread ------------------------------------------------------------------------------ */
+
+static void *drop(void *timer) {
+    weir_timer_unref(timer);
+    return NULL;
+}
+
+/* ThreadSanitizer adds a thread of its own to the first one: before anybody counts. */
+static int begin_threads(void **state) {
+    (void)state;
+    pthread_t thread;
+    return pthread_create(&thread, NULL, drop, NULL) != 0 || pthread_join(thread, NULL) != 0;
+}
+
+static void drop_elsewhere(chime *c) {
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, drop, c->timer), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+/* The loop frees it in its own time, but it is nobody's any more. */
+static void timer_dropped_on_another_thread_does_not_fire(void **state) {
+    (void)state;
+    after(1);
+    chime *c = start('a', 10, 10);
+    drop_elsewhere(c);
+    after(10); /* due, and its end is posted: posts run after timers */
+    assert_string_equal(story, "");
+    assert_int_equal(test_loop_stats(&f).timers_started, 0);
+    assert_int_equal(weir_loop_is_idle(f.loop), 1);
+    c->timer = NULL;
+}
+
+static void timer_dropped_on_another_thread_after_the_close_is_freed(void **state) {
+    (void)state;
+    chime *c = start('a', 10, 10);
+    test_ok(weir_loop_close(f.loop));
+    uint64_t live = atomic_load(&f.memory.live_blocks);
+    drop_elsewhere(c);
+    assert_int_equal(atomic_load(&f.memory.live_blocks), live - 1);
+    c->timer = NULL;
+}
+
+static void timer_dropped_on_another_thread_before_the_close_is_freed_by_it(void **state) {
+    (void)state;
+    after(1);
+    chime *c = start('a', 10, 10);
+    drop_elsewhere(c);
+    test_ok(weir_loop_close(f.loop));
+    assert_string_equal(story, "");
+    c->timer = NULL;
+}
+
 #define timer_test(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
 int main(void) {
@@ -433,6 +489,9 @@ int main(void) {
         timer_test(close_stops_every_timer_whatever_else_is_in_the_heap),
         timer_test(close_stops_every_timer_at_random),
         timer_test(timer_outlives_the_close_and_holds_the_loop),
+        timer_test(timer_dropped_on_another_thread_does_not_fire),
+        timer_test(timer_dropped_on_another_thread_after_the_close_is_freed),
+        timer_test(timer_dropped_on_another_thread_before_the_close_is_freed_by_it),
     };
-    return cmocka_run_group_tests_name("timer", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("timer", tests, begin_threads, NULL);
 }
