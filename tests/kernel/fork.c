@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * After a fork the child has a copy of every handle and none of what they stand for: each call there fails with
+ * -ECHILD or does nothing, frees nothing and disturbs nothing of the parent's. The child may make a loop of its own.
+ *
+ * What the child finds wrong it writes to a pipe, a line each; the parent fails when there is one.
+ */
+
+#include <netinet/in.h>
+#include <sys/wait.h>
+
+#include "kernel/scribe.h"
+
+enum { OURS = 1, THEIRS = 2 };
+
+/* Everything that a program may hold when it forks. */
+typedef struct household {
+    test_fixture f;
+    weir_listener *listener;
+    weir_stream *accepted[8]; /* unstarted */
+    unsigned accepted_count;
+    scribe s, dialled;
+    peer p;
+    weir_timer *timer;
+    weir_slice held, made;
+    unsigned ticks;
+    int report[2], hold[2]; /* pipes: what the child says; the child lives until this one is closed */
+    pid_t child;
+} household;
+
+static void on_accept(weir_listener *listener, weir_stream *stream, void *userdata) {
+    household *h = userdata;
+    (void)listener;
+    assert_true(h->accepted_count < 8);
+    h->accepted[h->accepted_count++] = stream;
+}
+
+static const weir_listener_callbacks listener_callbacks = { .size = sizeof listener_callbacks,
+                                                            .on_accept = on_accept };
+
+static void tick(weir_timer *timer, void *userdata) {
+    (void)timer;
+    ((household *)userdata)->ticks++;
+}
+
+static void hold(scribe *s, char event, const weir_slice *slice) {
+    household *h = s->userdata;
+    if (event == 'd' && h->held.size == 0)
+        weir_slice_ref(slice, &h->held);
+}
+
+static void move_in(household *h) {
+    int fds[2];
+    char address[WEIR_ADDRESS_SIZE];
+    weir_stream *stream;
+    memset(h, 0, sizeof *h);
+    test_open(&h->f, NULL, NULL);
+    test_ok(weir_listener_open(h->f.loop, "127.0.0.1:0", NULL, &h->listener));
+    test_ok(weir_listener_start(h->listener, &listener_callbacks, h));
+    assert_true(weir_listener_get_address(h->listener, address, sizeof address) > 0);
+    test_pair(true, fds);
+    peer_init(&h->p, fds[0], OURS);
+    h->s.hook = hold;
+    h->s.userdata = h;
+    scribe_init(&h->s, THEIRS);
+    scribe_adopt(&h->f, &h->s, fds[1], NULL);
+    assert_int_equal(peer_send(h->p.fd, THEIRS, 0, 1000), 0);
+    scribe_init(&h->dialled, 0);
+    test_ok(weir_stream_dial(h->f.loop, address, NULL, &stream));
+    scribe_start(&h->dialled, stream);
+    test_ok(weir_timer_new(h->f.loop, tick, h, &h->timer));
+    test_ok(weir_timer_start(h->timer, 1 * MS, 1 * MS));
+    test_ok(weir_slice_copy(weir_loop_get_pool(h->f.loop), "made", 4, &h->made));
+    RUN_UNTIL(&h->f, h->held.size > 0 && h->accepted_count == 1 && h->ticks > 0);
+}
+
+static void move_out(household *h) {
+    weir_slice_unref(&h->held);
+    weir_slice_unref(&h->made);
+    weir_timer_unref(h->timer);
+    close(h->p.fd);
+    test_close(&h->f);
+}
+
+/* ---- the child -------------------------------------------------------------------------------------------------- */
+
+static void found(household *h, const char *expression, int line) {
+    char text[256];
+    int length = snprintf(text, sizeof text, "line %d: %s\n", line, expression);
+    if (write(h->report[1], text, (size_t)length) != length)
+        _exit(2);
+}
+
+#define CHECK(expression)                    \
+    do {                                     \
+        if (!(expression))                   \
+            found(h, #expression, __LINE__); \
+    } while (0)
+
+static void never_post(weir_loop *loop, void *userdata) {
+    (void)loop;
+    household *h = userdata;
+    CHECK(!"a post ran in the child");
+}
+
+static void child_tries_every_loop_call(household *h) {
+    weir_loop *loop = h->f.loop;
+    weir_loop_info info = { .size = sizeof info };
+    weir_loop_stats stats = { .size = sizeof stats };
+    weir_pool_stats pool = { .size = sizeof pool };
+    weir_listener *listener = NULL;
+    weir_stream *stream = NULL;
+    weir_timer *timer = NULL;
+    weir_slice slice = { 0 };
+    uint8_t *data;
+    CHECK(weir_loop_run(loop) == -ECHILD);
+    CHECK(weir_loop_run_once(loop, 0) == -ECHILD);
+    CHECK(weir_loop_drain(loop, 0) == -ECHILD);
+    CHECK(weir_loop_post(loop, never_post, h) == -ECHILD);
+    CHECK(weir_loop_is_idle(loop) == -ECHILD);
+    CHECK(weir_loop_is_own_thread(loop) == -ECHILD);
+    CHECK(weir_loop_get_now(loop) == -ECHILD);
+    CHECK(weir_loop_get_info(loop, &info) == -ECHILD);
+    CHECK(weir_loop_get_stats(loop, &stats) == -ECHILD);
+    CHECK(weir_pool_get_stats(weir_loop_get_pool(loop), &pool) == -ECHILD);
+    CHECK(weir_pool_ref(weir_loop_get_pool(loop)) == weir_loop_get_pool(loop));
+    CHECK(weir_pool_unref(weir_loop_get_pool(loop)) == NULL);
+    CHECK(weir_listener_open(loop, "127.0.0.1:0", NULL, &listener) == -ECHILD);
+    CHECK(weir_listener_adopt(loop, 0, NULL, &listener) == -ECHILD);
+    CHECK(weir_stream_dial(loop, "127.0.0.1:1", NULL, &stream) == -ECHILD);
+    CHECK(weir_stream_adopt(loop, 0, NULL, &stream) == -ECHILD);
+    CHECK(weir_timer_new(loop, tick, h, &timer) == -ECHILD);
+    CHECK(weir_slice_new(weir_loop_get_pool(loop), 10, &data, &slice) == -ECHILD);
+    CHECK(weir_slice_copy(weir_loop_get_pool(loop), "x", 1, &slice) == -ECHILD);
+    CHECK(weir_slice_wrap(weir_loop_get_pool(loop), "x", 1, NULL, NULL, &slice) == -ECHILD);
+    weir_loop_stop(loop);
+    CHECK(weir_loop_ref(loop) == loop);
+    CHECK(weir_loop_unref(loop) == NULL);
+    CHECK(weir_loop_close(loop) == -ECHILD);
+}
+
+static void child_tries_every_stream_call(household *h, weir_stream *stream) {
+    weir_stream_stats stats = { .size = sizeof stats };
+    char text[WEIR_ADDRESS_SIZE];
+    int fd = -1;
+    CHECK(weir_stream_start(stream, &scribe_callbacks, &h->s) == -ECHILD);
+    CHECK(weir_stream_detach(stream, &fd) == -ECHILD);
+    CHECK(weir_stream_pause(stream) == -ECHILD);
+    CHECK(weir_stream_resume(stream) == -ECHILD);
+    CHECK(weir_stream_write(stream, "child", 5) == -ECHILD);
+    CHECK(weir_stream_write_slice(stream, &h->made) == -ECHILD);
+    CHECK(weir_stream_write_external(stream, "child", 5, NULL, NULL) == -ECHILD);
+    CHECK(weir_stream_shutdown(stream) == -ECHILD);
+    CHECK(weir_stream_get_state(stream) == -ECHILD);
+    CHECK(weir_stream_get_queued(stream) == 0);
+    CHECK(weir_stream_get_fd(stream) == -ECHILD);
+    CHECK(weir_stream_get_local(stream, text, sizeof text) == -ECHILD);
+    CHECK(weir_stream_get_peer(stream, text, sizeof text) == -ECHILD);
+    CHECK(weir_stream_get_stats(stream, &stats) == -ECHILD);
+    CHECK(weir_stream_close(stream) == -ECHILD);
+    CHECK(weir_stream_abort(stream) == -ECHILD);
+    CHECK(weir_stream_ref(stream) == stream);
+    for (int i = 0; i < 5; i++)
+        CHECK(weir_stream_unref(stream) == NULL);
+}
+
+static void child_tries_the_rest(household *h) {
+    char text[WEIR_ADDRESS_SIZE];
+    weir_slice slice = { (const uint8_t *)"x", 1, h->held.owner };
+    CHECK(weir_listener_start(h->listener, &listener_callbacks, h) == -ECHILD);
+    CHECK(weir_listener_pause(h->listener) == -ECHILD);
+    CHECK(weir_listener_resume(h->listener) == -ECHILD);
+    CHECK(weir_listener_close(h->listener) == -ECHILD);
+    CHECK(weir_listener_get_address(h->listener, text, sizeof text) == -ECHILD);
+    CHECK(weir_listener_ref(h->listener) == h->listener);
+    for (int i = 0; i < 5; i++)
+        CHECK(weir_listener_unref(h->listener) == NULL);
+    CHECK(weir_timer_start(h->timer, 0, 0) == -ECHILD);
+    CHECK(weir_timer_stop(h->timer) == -ECHILD);
+    CHECK(weir_timer_ref(h->timer) == h->timer);
+    for (int i = 0; i < 5; i++)
+        CHECK(weir_timer_unref(h->timer) == NULL);
+    CHECK(weir_slice_keep(&h->held, &slice) == -ECHILD);
+    CHECK(weir_slice_sub(&h->held, 0, 1, &slice) == -ECHILD);
+    weir_slice_ref(&h->held, &slice);
+    CHECK(slice.size == 0 && slice.owner == NULL);
+    for (int i = 0; i < 5; i++) {
+        slice = h->held; /* not ours to drop, and dropping it does nothing */
+        weir_slice_unref(&slice);
+        CHECK(slice.owner == NULL);
+        slice = h->made;
+        weir_slice_unref(&slice);
+    }
+}
+
+static uint64_t frees_in_child;
+static void (*real_free)(void *memory, size_t size, size_t alignment, void *userdata);
+
+static void count_frees(void *memory, size_t size, size_t alignment, void *userdata) {
+    frees_in_child++;
+    real_free(memory, size, alignment, userdata);
+}
+
+static void child_uses_what_it_inherited(household *h) {
+    real_free = h->f.memory.allocator.free;
+    h->f.memory.allocator.free = count_frees;
+    uint64_t allocations = atomic_load(&h->f.memory.allocations);
+    child_tries_every_stream_call(h, h->s.stream);
+    child_tries_every_stream_call(h, h->accepted[0]);
+    child_tries_the_rest(h);
+    child_tries_every_loop_call(h);
+    CHECK(frees_in_child == 0);
+    CHECK(atomic_load(&h->f.memory.allocations) == allocations);
+}
+
+static void child_runs_a_loop_of_its_own(household *h) {
+    static scribe s;
+    weir_loop *loop = NULL;
+    weir_stream *stream = NULL;
+    int fds[2];
+    CHECK(weir_loop_new(NULL, &loop) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+    CHECK(weir_stream_adopt(loop, fds[1], NULL, &stream) == 0);
+    scribe_init(&s, THEIRS);
+    s.stream = stream;
+    CHECK(weir_stream_start(stream, &scribe_callbacks, &s) == 0);
+    CHECK(peer_send(fds[0], THEIRS, 0, 5000) == 0);
+    for (int i = 0; i < 1000 && s.received < 5000; i++)
+        CHECK(weir_loop_run_once(loop, 10 * MS) >= 0);
+    CHECK(s.received == 5000 && s.wrong < 0);
+    CHECK(weir_loop_run(h->f.loop) == -ECHILD); /* the parent's is as dead as before */
+    CHECK(weir_stream_abort(h->s.stream) == -ECHILD);
+    CHECK(weir_loop_close(loop) == 0);
+    CHECK(scribe_is_closed(&s) && s.reason == WEIR_CLOSE_LOOP);
+    weir_loop_unref(loop);
+}
+
+/* ---- the parent --------------------------------------------------------------------------------------------------- */
+
+static void fork_off(household *h, void (*child)(household *h)) {
+    assert_int_equal(pipe(h->report), 0);
+    assert_int_equal(pipe(h->hold), 0);
+    fflush(NULL);
+    h->child = fork();
+    assert_true(h->child >= 0);
+    if (h->child > 0) {
+        close(h->report[1]);
+        close(h->hold[0]);
+        return;
+    }
+    char byte;
+    close(h->hold[1]);
+    child(h);
+    close(h->report[1]);
+    while (read(h->hold[0], &byte, 1) > 0) /* it lives until the parent says so */
+        ;
+    _exit(0);
+}
+
+/* All that the child had to say, when it has said it. */
+static void expect_child_content(household *h) {
+    char text[4096];
+    size_t size = 0;
+    ssize_t count;
+    while ((count = read(h->report[0], text + size, sizeof text - 1 - size)) > 0)
+        size += (size_t)count;
+    text[size] = '\0';
+    if (size > 0)
+        fail_msg("in the child:\n%s", text);
+}
+
+static void child_may_go(household *h) {
+    int status;
+    close(h->hold[1]);
+    close(h->report[0]);
+    assert_int_equal(waitpid(h->child, &status, 0), h->child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* Streams, listener, timer, posts and memory of the parent are what they were. */
+static void expect_parent_goes_on(household *h) {
+    unsigned ticks = h->ticks;
+    uint64_t received = h->s.received;
+    assert_int_equal(peer_send(h->p.fd, THEIRS, received, 2000), 0);
+    assert_int_equal(weir_stream_write(h->s.stream, "", 0), 0);
+    uint8_t *bytes = pattern_new(OURS, 3000);
+    test_ok(weir_stream_write(h->s.stream, bytes, 3000));
+    free(bytes);
+    int fd = test_connect(h->listener);
+    RUN_UNTIL(&h->f, h->s.received == received + 2000 && h->accepted_count == 2 && h->ticks > ticks);
+    RUN_UNTIL(&h->f, (peer_read(&h->p), h->p.received == 3000));
+    peer_expect_open(&h->p, 3000);
+    assert_int_equal(h->s.wrong, -1);
+    assert_int_equal(test_differs(THEIRS, 0, h->held.data, h->held.size), -1);
+    assert_memory_equal(h->made.data, "made", 4);
+    close(fd);
+}
+
+static void every_call_in_the_child_fails_and_frees_nothing(void **state) {
+    (void)state;
+    static household h;
+    move_in(&h);
+    fork_off(&h, child_uses_what_it_inherited);
+    expect_child_content(&h);
+    expect_parent_goes_on(&h); /* the child is still there */
+    child_may_go(&h);
+    scribe_turns(&h.f, 5);
+    move_out(&h);
+}
+
+static void the_child_can_have_a_loop_of_its_own(void **state) {
+    (void)state;
+    static household h;
+    move_in(&h);
+    fork_off(&h, child_runs_a_loop_of_its_own);
+    expect_parent_goes_on(&h);
+    expect_child_content(&h);
+    child_may_go(&h);
+    move_out(&h);
+}
+
+static void child_does_nothing(household *h) {
+    (void)h;
+}
+
+/* The parent closes its connections for good although the child holds copies of their descriptors. */
+static void connections_end_although_the_child_lives(void **state) {
+    (void)state;
+    static household h;
+    peer graceful, aborted;
+    scribe s[2] = { 0 };
+    int fds[2];
+    move_in(&h);
+    for (int i = 0; i < 2; i++) {
+        test_pair(true, fds);
+        peer_init(i == 0 ? &graceful : &aborted, fds[0], OURS);
+        scribe_init(&s[i], THEIRS);
+        scribe_adopt(&h.f, &s[i], fds[1], NULL);
+    }
+    scribe_turns(&h.f, 3);
+    fork_off(&h, child_does_nothing);
+    expect_child_content(&h); /* it has closed its end: it is there */
+    test_ok(weir_stream_close(s[0].stream));
+    test_ok(weir_stream_abort(s[1].stream));
+    RUN_UNTIL(&h.f, peer_is_over(&graceful) && peer_is_over(&aborted));
+    peer_expect_end(&graceful, 0);
+    peer_expect_error(&aborted, 0, ECONNRESET);
+    test_ok(weir_loop_close(h.f.loop));
+    for (int ms = 0; ms < PATIENCE_S * 1000 && !peer_is_over(&h.p); ms++)
+        test_sleep_ms(1);
+    assert_int_equal(h.p.error, ECONNRESET);
+    child_may_go(&h);
+    close(graceful.fd);
+    close(aborted.fd);
+    move_out(&h);
+}
+
+/* A child holds the ring's descriptor, too: what is armed stays armed, unless the parent takes it back before it goes.
+ * So nobody answers at the port from the loop's close on, and somebody else may have it. */
+static void the_port_is_free_after_the_loops_close_although_the_child_lives(void **state) {
+    (void)state;
+    static household h;
+    char address[WEIR_ADDRESS_SIZE];
+    struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    test_fixture second;
+    weir_listener *listener;
+    memset(&h, 0, sizeof h);
+    test_open(&h.f, NULL, NULL);
+    test_ok(weir_listener_open(h.f.loop, "127.0.0.1:0", NULL, &h.listener));
+    test_ok(weir_listener_start(h.listener, &listener_callbacks, &h));
+    assert_true(weir_listener_get_address(h.listener, address, sizeof address) > 0);
+    scribe_turns(&h.f, 3);
+    fork_off(&h, child_does_nothing);
+    expect_child_content(&h);
+    test_ok(weir_loop_close(h.f.loop));
+    in.sin_port = htons((uint16_t)atoi(strchr(address, ':') + 1));
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int r = connect(fd, (struct sockaddr *)&in, sizeof in) < 0 ? -errno : 0;
+    close(fd);
+    test_open(&second, NULL, NULL);
+    int opened = weir_listener_open(second.loop, address, NULL, &listener);
+    test_close(&second);
+    child_may_go(&h);
+    test_close(&h.f);
+    assert_int_equal(r, -ECONNREFUSED);
+    assert_int_equal(opened, 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_call_in_the_child_fails_and_frees_nothing),
+        cmocka_unit_test(the_child_can_have_a_loop_of_its_own),
+        cmocka_unit_test(connections_end_although_the_child_lives),
+        cmocka_unit_test(the_port_is_free_after_the_loops_close_although_the_child_lives),
+    };
+    return cmocka_run_group_tests_name("fork", tests, NULL, NULL);
+}
