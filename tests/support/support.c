@@ -44,8 +44,9 @@ static void memory_free(void *block, size_t size, size_t alignment, void *userda
 
 void test_memory_init(test_memory *memory) {
     memset(memory, 0, sizeof *memory);
-    memory->allocator =
-        (weir_allocator){ .size = sizeof(weir_allocator), .alloc = memory_alloc, .free = memory_free, .userdata = memory };
+    memory->allocator = (weir_allocator){
+        .size = sizeof(weir_allocator), .alloc = memory_alloc, .free = memory_free, .userdata = memory
+    };
 }
 
 /* ---- the process ------------------------------------------------------------------------------------ */
@@ -172,10 +173,14 @@ int test_connect(const weir_listener *listener) {
     }
     uint16_t port = (uint16_t)strtoul(strrchr(text, ':') + 1, NULL, 10);
     if (text[0] == '[') {
-        struct sockaddr_in6 in6 = { .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = in6addr_loopback };
+        struct sockaddr_in6 in6 = { .sin6_family = AF_INET6,
+                                    .sin6_port = htons(port),
+                                    .sin6_addr = in6addr_loopback };
         return connect_to((struct sockaddr *)&in6, sizeof in6);
     }
-    struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct sockaddr_in in = { .sin_family = AF_INET,
+                              .sin_port = htons(port),
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     return connect_to((struct sockaddr *)&in, sizeof in);
 }
 

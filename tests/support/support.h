@@ -21,10 +21,10 @@
 /* ---- an allocator ----------------------------------------------------------------------------------- */
 
 typedef struct test_memory {
-    weir_allocator allocator;    /* give its address to a loop */
+    weir_allocator allocator;      /* give its address to a loop */
     _Atomic(uint64_t) allocations; /* made so far */
     _Atomic(uint64_t) live_blocks, live_bytes;
-    _Atomic(uint64_t) fail_at;   /* the allocation of this number (from 1) fails; 0: none */
+    _Atomic(uint64_t) fail_at;    /* the allocation of this number (from 1) fails; 0: none */
     _Atomic(uint64_t) fail_every; /* and each one of this many; 0: none */
     _Atomic(uint64_t) failed;
 } test_memory;
