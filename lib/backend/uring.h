@@ -2,8 +2,8 @@
 #ifndef WEIR_BACKEND_URING_H
 #define WEIR_BACKEND_URING_H
 
-/* The io_uring backend: uring.c carries out operations, uring_group.c keeps the buffer ring, uring_setup.c finds out
- * what this kernel can do. */
+/* The io_uring backend: uring.c turns and closes, uring_op.c carries out operations, uring_group.c keeps the buffer ring,
+ * uring_setup.c finds out what this kernel can do. */
 
 #include "backend/backend.h"
 #include "backend/waker.h"
@@ -25,7 +25,7 @@ uint32_t weir__uring_buffer_bytes(uint32_t mode);
 int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__tuning *tuning, weir_pool *pool,
                     weir__waker *waker, weir__backend **ret_backend);
 
-/* ---- between the three files ------------------------------------------------------------------------ */
+/* ---- between the files ------------------------------------------------------------------------ */
 
 /* A registered buffer ring, the pool behind it, and those who wait for a buffer. */
 typedef struct weir__uring_group {
@@ -49,5 +49,56 @@ bool weir__uring_group_agrees(const weir__uring_group *group);
 int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator);
 void weir__uring_group_park(weir__uring_group *group, weir__op *op);
 void weir__uring_group_unpark(weir__uring_group *group, weir__op *op);
+
+enum { WEIR__FRAME_VECTORS = 64 };
+
+/* A gathered send: the kernel looks at it until its completion. */
+typedef struct weir__uring_frame {
+    struct msghdr header; /* header.msg_name links free frames */
+    struct iovec vectors[WEIR__FRAME_VECTORS];
+} weir__uring_frame;
+
+typedef struct weir__uring {
+    weir__backend base;
+    const weir_allocator *allocator;
+    weir__ring *ring;
+    weir__waker *waker;
+    weir__uring_group group;
+    weir__link waiting;        /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
+    weir__link finished;       /* weir__op.link: FINISHED */
+    weir__op wake;             /* a poll of the waker's eventfd */
+    weir__uring_frame *frames; /* free ones */
+    uint32_t under_way;        /* operations that are not IDLE, wake included */
+    uint32_t enter_flags;
+    int64_t close_timeout_ns;
+    bool is_enabled;
+    bool is_closing;
+    bool has_more;      /* the last dispatch stopped at its limit */
+    bool is_overflown;  /* seen, and counted, since the queue was last found in order */
+    bool is_mistrusted; /* the group is to be condemned before the next entry is made */
+} weir__uring;
+
+static inline weir__uring *weir__uring_of(weir__backend *backend) {
+    return WEIR__CONTAINER(backend, weir__uring, base);
+}
+
+/* The verbs of backend.h that uring_op.c has. */
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd);
+void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
+void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
+void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
+                         socklen_t length);
+void weir__uring_watch(weir__backend *backend, weir__op *op, int fd);
+void weir__uring_cancel(weir__backend *backend, weir__op *op);
+
+void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,
+                       uint32_t size);
+/* The kernel ended a multishot that we want to go on. */
+void weir__uring_rearm(weir__uring *u, weir__op *op);
+/* Give waiting operations to the ring while it has entries. */
+void weir__uring_submit_waiting(weir__uring *u);
+void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
+/* The last of an operation. Its owner may start it again, or free it, inside. */
+void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result);
 
 #endif

@@ -72,7 +72,7 @@ def target_of(name):
 
 def failures(build, name, arguments):
     """What the test program says has failed; it may also crash, or hang."""
-    environment = {**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP"}
+    environment = {**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP", "WEIR_TEST_PATIENCE_S": "5"}
     try:
         done = subprocess.run([build / target_of(name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
                               env=environment)

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT */
+#include <poll.h>
+
+#include "backend/uring.h"
+
+/*
+ * Operations over io_uring. The life of one:
+ *
+ *            start                     an entry was free           final completion
+ *   IDLE ───────────▶ WAITING ─────────────────────────▶ ARMED ─────────────────────▶ IDLE
+ *                      ▲   │ cancel                        │  │ no buffer              ▲
+ *                      │   └────────────▶ FINISHED ────────┼──┼────────────────────────┤ delivered by dispatch
+ *                      │ multishot ended     ▲ cancel      │  ▼                        │
+ *                      ├─────────────────────┼─────────────┘ PARKED                    │
+ *                      └─────────────────────┴────────────────┘                        │
+ *                                                          ARMED ─▶ HELD ──────────────┘ cancel's own completion
+ *
+ * A cancellation has a completion of its own, whose order with the target's is not defined; the operation is not
+ * idle before both have come, so that neither finds freed memory. That is what HELD is for.
+ */
+
+enum op_state { IDLE, WAITING, ARMED, PARKED, FINISHED, HELD };
+/* How far a cancellation is: wanted but without a submission entry yet, in the kernel, or answered by it with success,
+ * so that the target's completion is on its way. */
+enum cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
+
+/* user_data is an operation's address; the lowest bit tells its cancellation's completion from its own. */
+enum { TAG_CANCEL = 1 };
+
+enum {
+    /* One send in flight a stream, so this much is what a slow reader holds back in the kernel at most. */
+    SEND_BYTES = 256 << 10
+};
+
+/* ---- states ----------------------------------------------------------------------------------------- */
+
+static void wait_for_entry(weir__uring *u, weir__op *op) {
+    op->state = WAITING;
+    weir__list_append(&u->waiting, &op->link);
+}
+
+void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,
+                       uint32_t size) {
+    WEIR__ASSERT(weir__op_is_idle(op) && op->state == IDLE);
+    op->kind = (uint8_t)kind;
+    op->fd = fd;
+    op->data = data;
+    op->size = size;
+    op->cancel = CANCEL_NONE;
+    u->under_way++;
+    wait_for_entry(u, op);
+}
+
+static void frame_free(weir__uring *u, weir__op *op) {
+    if (op->kind == WEIR__OP_SEND && op->size == 0) {
+        weir__uring_frame *f = (weir__uring_frame *)(uintptr_t)op->data;
+        f->header.msg_name = u->frames;
+        u->frames = f;
+    }
+}
+
+void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result) {
+    frame_free(u, op);
+    op->state = IDLE;
+    op->kind = WEIR__OP_NONE;
+    u->under_way--;
+    op->complete(op, &(weir__completion){ .result = result, .final = true });
+}
+
+static void finish_later(weir__uring *u, weir__op *op, int32_t result) {
+    op->state = FINISHED;
+    op->result = result;
+    weir__list_append(&u->finished, &op->link);
+}
+
+/* The kernel has ended it, and it is not to be started again. */
+static void finish(weir__uring *u, weir__op *op, int32_t result) {
+    if (op->cancel == CANCEL_WANTED) {
+        weir__list_remove(&op->link);
+        op->cancel = CANCEL_NONE;
+    }
+    if (op->cancel == CANCEL_ARMED) {
+        op->state = HELD;
+        op->result = result;
+        return;
+    }
+    weir__uring_deliver_final(u, op, result);
+}
+
+/* ---- submissions ------------------------------------------------------------------------------------ */
+
+static void prepare(const weir__uring *u, const weir__op *op, struct io_uring_sqe *sqe) {
+    sqe->fd = op->fd;
+    sqe->user_data = (uint64_t)(uintptr_t)op;
+    switch ((enum weir__op_kind)op->kind) {
+    case WEIR__OP_RECEIVE:
+        sqe->opcode = IORING_OP_RECV;
+        sqe->flags = IOSQE_BUFFER_SELECT;
+        sqe->buf_group = u->group.id;
+        sqe->ioprio = IORING_RECV_MULTISHOT;
+        /* On an empty ring a receive answers -ENOBUFS at once, with nothing pending. This way it answers when
+         * something is pending and there is no buffer for it. */
+        if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0)
+            sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+        break;
+    case WEIR__OP_SEND:
+        /*
+         * Without MSG_WAITALL: the kernel would go on by itself after a short send, and a request that is woken
+         * often enough is moved to a worker thread, where a slow reader blocks it: a thread a stream. Taking the
+         * short count and sending the rest costs an entry for each time the socket's buffer ran full.
+         */
+        sqe->msg_flags = MSG_NOSIGNAL;
+        sqe->addr = (uint64_t)(uintptr_t)op->data;
+        sqe->opcode = op->size > 0 ? IORING_OP_SEND : IORING_OP_SENDMSG;
+        sqe->len = op->size > 0 ? op->size : 1;
+        break;
+    case WEIR__OP_ACCEPT:
+    case WEIR__OP_ACCEPT_ONE:
+        sqe->opcode = IORING_OP_ACCEPT;
+        sqe->ioprio = op->kind == WEIR__OP_ACCEPT ? IORING_ACCEPT_MULTISHOT : 0;
+        sqe->accept_flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
+        break;
+    case WEIR__OP_CONNECT:
+        sqe->opcode = IORING_OP_CONNECT;
+        sqe->addr = (uint64_t)(uintptr_t)op->data;
+        sqe->off = op->size;
+        break;
+    case WEIR__OP_WATCH:
+        sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->len = IORING_POLL_ADD_MULTI; /* edge-triggered: after the end it still tells of a reset */
+        sqe->poll32_events = POLLRDHUP;
+        break;
+    case WEIR__OP_WAKE:
+        sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->len = IORING_POLL_ADD_MULTI; /* edge-triggered: each write wakes, and nothing need be read */
+        sqe->poll32_events = POLLIN;
+        break;
+    case WEIR__OP_NONE:
+        break;
+    }
+}
+
+static void prepare_cancel(const weir__op *op, struct io_uring_sqe *sqe) {
+    sqe->opcode = IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = (uint64_t)(uintptr_t)op;
+    sqe->user_data = (uint64_t)(uintptr_t)op | TAG_CANCEL;
+}
+
+void weir__uring_submit_waiting(weir__uring *u) {
+    while (!weir__list_is_empty(&u->waiting)) {
+        struct io_uring_sqe *sqe = weir__ring_sqe(u->ring);
+        if (sqe == NULL)
+            return;
+        weir__op *op = WEIR__CONTAINER(weir__list_take_first(&u->waiting), weir__op, link);
+        if (op->state == WAITING) {
+            op->group = u->group.id;
+            op->state = ARMED;
+            prepare(u, op, sqe);
+        } else {
+            prepare_cancel(op, sqe);
+            op->cancel = CANCEL_ARMED;
+        }
+    }
+}
+
+/* ---- the verbs that start --------------------------------------------------------------------------- */
+
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd) {
+    weir__uring_start(weir__uring_of(backend), op, WEIR__OP_RECEIVE, fd, NULL, 0);
+}
+
+static weir__uring_frame *frame_take(weir__uring *u) {
+    weir__uring_frame *f = u->frames;
+    if (f != NULL)
+        u->frames = f->header.msg_name;
+    else
+        f = weir__alloc(u->allocator, sizeof *f);
+    return f;
+}
+
+void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue) {
+    weir__uring *u = weir__uring_of(backend);
+    struct iovec first;
+    weir__uring_frame *f = NULL;
+    (void)weir__sendq_gather(queue, &first, 1, SEND_BYTES);
+    if (queue->count > 1 && first.iov_len < SEND_BYTES)
+        f = frame_take(u); /* none to be had: the first range alone is a send as well */
+    if (f == NULL) {
+        weir__uring_start(u, op, WEIR__OP_SEND, fd, first.iov_base, (uint32_t)first.iov_len);
+        return;
+    }
+    unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);
+    f->header = (struct msghdr){ .msg_iov = f->vectors, .msg_iovlen = count };
+    weir__uring_start(u, op, WEIR__OP_SEND, fd, f, 0);
+}
+
+void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one) {
+    weir__uring_start(weir__uring_of(backend), op, one ? WEIR__OP_ACCEPT_ONE : WEIR__OP_ACCEPT, fd, NULL, 0);
+}
+
+void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
+                         socklen_t length) {
+    weir__uring_start(weir__uring_of(backend), op, WEIR__OP_CONNECT, fd, address, length);
+}
+
+void weir__uring_watch(weir__backend *backend, weir__op *op, int fd) {
+    weir__uring_start(weir__uring_of(backend), op, WEIR__OP_WATCH, fd, NULL, 0);
+}
+
+void weir__uring_cancel(weir__backend *backend, weir__op *op) {
+    weir__uring *u = weir__uring_of(backend);
+    switch ((enum op_state)op->state) {
+    case WAITING:
+        weir__list_remove(&op->link);
+        finish_later(u, op, -ECANCELED);
+        break;
+    case PARKED:
+        weir__uring_group_unpark(&u->group, op);
+        finish_later(u, op, -ECANCELED);
+        break;
+    case ARMED:
+        if (op->cancel == CANCEL_NONE) {
+            op->cancel = CANCEL_WANTED;
+            weir__list_append(&u->waiting, &op->link);
+        }
+        break;
+    case IDLE:
+    case FINISHED:
+    case HELD:
+        break;
+    }
+}
+
+/* ---- completions ------------------------------------------------------------------------------------ */
+
+void weir__uring_rearm(weir__uring *u, weir__op *op) {
+    u->base.stats.rearms++;
+    wait_for_entry(u, op);
+}
+
+static void mistrust(weir__uring *u) {
+    u->is_mistrusted = true;
+}
+
+static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+    weir__completion completion = { .result = cqe->res };
+    bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0, is_lost = false;
+    if (op->group != u->group.id || u->is_mistrusted) {
+        is_lost = true; /* whose bytes these are cannot be known */
+    } else if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
+        size_t bytes = cqe->res > 0 ? (size_t)cqe->res : 0;
+        if (weir__pool_commit(u->group.pool, cqe->flags >> IORING_CQE_BUFFER_SHIFT, bytes,
+                              (cqe->flags & IORING_CQE_F_BUF_MORE) != 0, &completion.slice) < 0) {
+            mistrust(u);
+            is_lost = true;
+        }
+    } else if (cqe->res > 0) {
+        mistrust(u); /* bytes without a buffer cannot be */
+        is_lost = true;
+    }
+    if (is_lost) {
+        if (is_over)
+            finish(u, op, -EILSEQ);
+        else
+            weir__uring_cancel(&u->base, op);
+        return;
+    }
+    bool has_data = cqe->res > 0;
+    if (is_over) {
+        if (op->cancel != CANCEL_NONE || (cqe->res <= 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED &&
+                                          cqe->res != -EINTR && cqe->res != -EAGAIN)) {
+            /* Over for good. Data goes first; the operation is still the backend's while it is looked at. */
+        } else if (cqe->res == -ENOBUFS) {
+            weir__pool_starve(u->group.pool);
+            op->state = PARKED;
+            weir__uring_group_park(&u->group, op);
+            return;
+        } else {
+            weir__uring_rearm(u, op);
+            is_over = false;
+        }
+    }
+    if (has_data) {
+        u->base.stats.slices++;
+        u->base.stats.bytes_in += (uint64_t)cqe->res;
+        op->complete(op, &completion);
+    }
+    if (is_over)
+        finish(u, op, has_data || cqe->res == -ENOBUFS ? -ECANCELED : cqe->res);
+}
+
+static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+    bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
+    bool is_one = op->kind == WEIR__OP_ACCEPT_ONE;
+    if (is_over && op->cancel == CANCEL_NONE && !(is_one && cqe->res >= 0) &&
+        (cqe->res >= 0 || cqe->res == -ECANCELED || cqe->res == -EINTR || cqe->res == -EAGAIN ||
+         cqe->res == -ECONNABORTED)) {
+        weir__uring_rearm(u, op);
+        is_over = false;
+    }
+    if (cqe->res >= 0)
+        op->complete(op, &(weir__completion){ .result = cqe->res });
+    if (is_over)
+        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+}
+
+static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+    bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
+    if (is_over && op->cancel == CANCEL_NONE && (cqe->res >= 0 || cqe->res == -ECANCELED)) {
+        weir__uring_rearm(u, op);
+        is_over = false;
+    }
+    if (cqe->res > 0)
+        op->complete(op, &(weir__completion){ .result = cqe->res });
+    if (is_over)
+        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+}
+
+/* The answer to a cancellation, which may come before the target's completion, after it, or instead of success. */
+static void cancelled(weir__uring *u, weir__op *op, int32_t result) {
+    if (op->cancel != CANCEL_ARMED)
+        return;
+    op->cancel = CANCEL_ANSWERED;
+    if (op->state == HELD) {
+        weir__uring_deliver_final(u, op, op->result);
+    } else if (result < 0) {
+        /* Not found, or just running, but it has not completed: -ENOENT has been seen for a live request. Ask again;
+         * if its completion lies in the queue behind this one, that comes first. */
+        op->cancel = CANCEL_WANTED;
+        weir__list_append(&u->waiting, &op->link);
+    }
+}
+
+void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
+    weir__op *op = (weir__op *)(uintptr_t)(cqe->user_data & ~(uint64_t)TAG_CANCEL);
+    u->base.stats.completions++;
+    if ((cqe->user_data & TAG_CANCEL) != 0) {
+        cancelled(u, op, cqe->res);
+        return;
+    }
+    if (op->state != ARMED)
+        return;
+    switch ((enum weir__op_kind)op->kind) {
+    case WEIR__OP_RECEIVE:
+        received(u, op, cqe);
+        break;
+    case WEIR__OP_SEND:
+        if ((cqe->res == -EAGAIN || cqe->res == -EINTR || cqe->res == -ECANCELED) && op->cancel == CANCEL_NONE)
+            weir__uring_rearm(u, op);
+        else
+            finish(u, op, cqe->res);
+        break;
+    case WEIR__OP_ACCEPT:
+    case WEIR__OP_ACCEPT_ONE:
+        accepted(u, op, cqe);
+        break;
+    case WEIR__OP_CONNECT:
+        finish(u, op, cqe->res);
+        break;
+    case WEIR__OP_WATCH:
+    case WEIR__OP_WAKE:
+        watched(u, op, cqe);
+        break;
+    case WEIR__OP_NONE:
+        break;
+    }
+}
