@@ -170,7 +170,7 @@ void sim_close_socket(sim_socket *socket) {
 }
 
 int sim_poll(const sim_socket *socket) {
-    int events = 0;
+    int events = sim_readable(socket) > 0 || socket->pending_count > 0 ? POLLIN : 0;
     if (socket->has_ended || socket->is_reset)
         events |= POLLRDHUP | POLLIN;
     if (socket->is_reset && socket->has_error)

@@ -173,17 +173,18 @@ static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *
     if (group->last_user != 0 && group->last_user != r->sqe.user_data)
         sim_event(SIM_EVENT_INTERLEAVED);
     group->last_user = r->sqe.user_data;
-    entry->data = (uint8_t *)entry->data + size;
-    entry->size -= (uint32_t)size;
-    if (entry->size == 0) {
+    if (size == entry->size) {
         sim_event(is_spill ? SIM_EVENT_SPILL : SIM_EVENT_EXACT_FILL);
     } else if (sim_fault(SIM_RETIRE_EARLY)) {
         sim_event(SIM_EVENT_RETIRED_EARLY);
     } else {
         sim_event(SIM_EVENT_PARTIAL_FILL);
+        entry->data = (uint8_t *)entry->data + size;
+        entry->size -= (uint32_t)size;
         *ret_flags |= IORING_CQE_F_BUF_MORE;
         return size;
     }
+    entry->size = 0; /* and a stale address */
     group->head++;
     group->last_user = 0;
     return size;
@@ -194,6 +195,7 @@ static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *
 static bool run_receive(weir__ring *ring, request *r) {
     sim_socket *socket = r->socket;
     weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
+    bool is_multishot = (r->sqe.ioprio & IORING_RECV_MULTISHOT) != 0;
     bool is_empty = group == NULL || group->head == group->tail;
     bool has_something = sim_readable(socket) > 0 || socket->has_ended || socket->has_error;
     if (!r->has_tried && !has_something && is_empty && (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
@@ -230,7 +232,7 @@ static bool run_receive(weir__ring *ring, request *r) {
             end_request(ring, r, (int)size, flags);
             return true;
         }
-        if (sim_fault(SIM_END_WITH_DATA)) {
+        if (!is_multishot || sim_fault(SIM_END_WITH_DATA)) {
             end_request(ring, r, (int)size, flags);
             return true;
         }
@@ -321,7 +323,7 @@ static bool run_poll(weir__ring *ring, request *r) {
             return false;
         r->signals = r->socket->signals;
         sim_event(SIM_EVENT_WOKEN);
-        bool ends = !has_room(ring) || sim_fault(SIM_WATCH_END);
+        bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !has_room(ring) || sim_fault(SIM_WATCH_END);
         if (ends)
             end_request(ring, r, POLLIN, 0);
         else
@@ -333,7 +335,7 @@ static bool run_poll(weir__ring *ring, request *r) {
         return false;
     r->polled = events;
     sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
-    bool ends = !has_room(ring) || sim_fault(SIM_WATCH_END);
+    bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !has_room(ring) || sim_fault(SIM_WATCH_END);
     if (ends)
         end_request(ring, r, events, 0);
     else
