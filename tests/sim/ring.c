@@ -14,7 +14,7 @@
  * to run, within what the real one may do, is drawn from the seed.
  */
 
-enum { RETRIES = 32 };
+enum { RETRIES = 32, MOST_IDLE_ENTERS = 500 };
 
 typedef struct request {
     struct request *next;
@@ -48,6 +48,7 @@ struct weir__ring {
     weir__buffer_ring *groups[256];
     uint32_t setup_flags;
     bool is_enabled;
+    unsigned idle_enters; /* in a row */
 };
 
 static weir__ring *the_ring; /* the loop's; there is one */
@@ -656,6 +657,12 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
     free(sqes);
     flush(ring);
     run_work(ring);
+    if (wait == 0 && count == 0 && !has_completions(ring)) {
+        sim_require(++ring->idle_enters < MOST_IDLE_ENTERS, "the loop spins: %u enters without work or sleep",
+                    ring->idle_enters);
+    } else {
+        ring->idle_enters = 0;
+    }
     if (wait > 0 && !has_completions(ring)) {
         if (count == 0 && sim_fault(SIM_ENTER_EINTR))
             return -EINTR;
