@@ -3,14 +3,14 @@
 #define WEIR_TESTS_SCRIPTED_H
 
 /*
- * A kernel that does what the test says: it stands in the place of lib/edge and makes no system call for io_uring,
- * sockets or the clock. The library runs on it unmodified.
+ * A kernel that does what the test says: it stands in the place of lib/edge and makes no system call for
+ * io_uring, sockets or the clock. The library runs on it unmodified.
  *
- * A test reads as a story: let the library enter the kernel, look at what it submitted (script_expect), say what came
- * of it (script_complete, script_receive), let the library dispatch, look at what it told its owner.
+ * A test reads as a story: let the library enter the kernel, look at what it submitted (script_expect), say what
+ * came of it (script_complete, script_receive), let the library dispatch, look at what it told its owner.
  *
- * There is one ring at a time, and one thread may use it; the few calls that other threads make (waking, the
- * inheritance of memory) are safe.
+ * There is one ring at a time, and one thread may use it; the few calls that other threads make (waking, giving
+ * memory back) are safe.
  */
 
 #include "edge/ring.h"

@@ -2,8 +2,8 @@
 #ifndef WEIR_TESTS_UNIT_BENCH_H
 #define WEIR_TESTS_UNIT_BENCH_H
 
-/* A pool alone on a bench, and hands in the place of the kernel: they take its buffers in the order of the ring and
- * write into them. After each step the pool's books must balance. */
+/* A pool alone on a bench, and hands in the place of the kernel: they take its buffers in the order of the ring
+ * and write into them. After each step the pool's books must balance. */
 
 #include "memory/block.h"
 #include "memory/pool.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Thousands of random steps against a model that is too simple to be wrong: what each referenced slice said when it
- * came, it says until it is dropped; the pool's books balance after each step; a completion that cannot be changes
- * nothing; when all is dropped, all is there again.
+ * Thousands of random steps against a model that is too simple to be wrong: what each referenced slice said when
+ * it came, it says until it is dropped; the pool's books balance after each step; a completion that cannot be
+ * changes nothing; when all is dropped, all is there again.
  */
 #include "unit/bench.h"
 

@@ -2,7 +2,8 @@
 #ifndef WEIR_TESTS_UNIT_RIG_H
 #define WEIR_TESTS_UNIT_RIG_H
 
-/* The io_uring backend alone, between a scripted kernel and owners of operations that write down what they are told. */
+/* The io_uring backend alone, between a scripted kernel and owners of operations that write down what they are
+ * told. */
 
 #include <poll.h>
 

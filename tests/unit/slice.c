@@ -428,8 +428,8 @@ static void slices_are_made_and_kept_after_the_close(void **state) {
 
 /* ---- after a fork ----------------------------------------------------------------------------------- */
 
-/* In the child: every call says so, touches no payload and frees nothing. Return: the number of the first that does
- * otherwise. */
+/* In the child: every call says so, touches no payload and frees nothing. Return: the number of the first that
+ * does otherwise. */
 static int use_in_the_child(weir_slice *mine) {
     weir_pool_stats stats = { .size = sizeof stats };
     weir_slice slice, before = *mine;

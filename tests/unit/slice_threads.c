@@ -160,7 +160,7 @@ static void *worker_main(void *userdata) {
     }
 }
 
-/* One thread receives, others look at the bytes and drop them; the pool may be closed before they have finished. */
+/* One thread receives, others look at the bytes and drop them; the pool may be closed before they are through. */
 static void many_threads_drop_what_one_receives(void **state) {
     (void)state;
     static worker workers[THREADS];

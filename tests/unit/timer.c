@@ -239,7 +239,8 @@ static void start_self_at_once(chime *c) {
         test_ok(weir_timer_start(c->timer, 0, 0));
 }
 
-/* A timer of no delay that starts itself used to run for a whole turn's worth of events before anything else did. */
+/* A timer of no delay that starts itself used to run for a whole turn's worth of events before anything else
+ * did. */
 static void timer_started_in_a_callback_fires_in_a_later_turn(void **state) {
     (void)state;
     start('a', 0, 0)->then = start_self_at_once;
@@ -357,9 +358,9 @@ static void timer_never_fires_after_the_close(void **state) {
 }
 
 /*
- * The loop's own timeouts lie in the same heap and stay. Taking a timer out moves another one into its place, and may
- * move that one's parent down, to where was looked already: that timer used to be left in, to fire during the close or
- * to be freed by another thread while it lay there.
+ * The loop's own timeouts lie in the same heap and stay. Taking a timer out moves another one into its place,
+ * and may move that one's parent down, to where was looked already: that timer used to be left in, to fire
+ * during the close or to be freed by another thread while it lay there.
  */
 static void close_stops_every_timer_whatever_else_is_in_the_heap(void **state) {
     (void)state;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Cancelling. A cancellation has a completion of its own, before or after that of its target, and the kernel may say
- * that it did not find what is there all the same. The owner hears one last completion, when both have come.
+ * Cancelling. A cancellation has a completion of its own, before or after that of its target, and the kernel may
+ * say that it did not find what is there all the same. The owner hears one last completion, when both have come.
  */
 #include <stdlib.h>
 

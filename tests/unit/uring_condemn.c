@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A kernel that gets the order of its buffers wrong. A completion carries no offset, so from then on nobody knows whose
- * bytes are whose: the group's streams end with an error, and a classic ring, on which no order matters, serves those
- * that come after.
+ * A kernel that gets the order of its buffers wrong. A completion carries no offset, so from then on nobody
+ * knows whose bytes are whose: the group's streams end with an error, and a classic ring, on which no order
+ * matters, serves those that come after.
  */
 #include "unit/rig.h"
 

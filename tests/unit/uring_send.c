@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Sending: what of a queue goes into one submission, what a short or interrupted one means, and whose frame it is. */
+/* Sending: what of a queue goes into one submission, what a short or interrupted one means, and whose frame it
+ * is. */
 #include "unit/rig.h"
 
 static owner o[8];

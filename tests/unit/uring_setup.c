@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What the library does with old kernels, forbidden ones, small ones, and those that only look as if they were good. */
+/* What the library does with old kernels, forbidden ones, small ones, and those that only look as if they were
+ * good. */
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -113,7 +113,8 @@ static void *post_each_round(void *userdata) {
     return NULL;
 }
 
-/* As the loop does: flag, look again, sleep. Were a wake lost, a sleep would last to its end with something posted. */
+/* As the loop does: flag, look again, sleep. Were a wake lost, a sleep would last to its end with something
+ * posted. */
 static void no_wake_is_lost(void **state) {
     (void)state;
     pthread_t thread;
@@ -148,7 +149,8 @@ static void *wake_until_closed(void *userdata) {
     return NULL;
 }
 
-/* While others wake, the descriptor is closed and its number becomes another file's: nothing may be written to that. */
+/* While others wake, the descriptor is closed and its number becomes another file's: nothing may be written to
+ * that. */
 static void closing_waits_for_those_who_write(void **state) {
     (void)state;
     for (int round = 0; round < 200; round++) {
