@@ -268,6 +268,29 @@ static void every_few_allocations_of_a_run_fail(void **state) {
     }
 }
 
+/* Every way in which queueing can fail leaves the memory with its owner. */
+static void lent_memory_that_is_refused_is_not_released(void **state) {
+    (void)state;
+    int r = -ENOMEM;
+    for (uint64_t number = 1; r == -ENOMEM; number++) {
+        test_fixture f;
+        static witness w;
+        lent it = { 0 };
+        test_open(&f, NULL, NULL);
+        int peer = witness_pair(&f, &w, false, NULL);
+        atomic_store(&f.memory.fail_at, atomic_load(&f.memory.allocations) + number);
+        r = weir_stream_write_external(w.stream, payload, 100, lent_release, &it);
+        assert_true(r == 0 || r == -ENOMEM);
+        assert_int_equal(it.releases, 0);
+        assert_int_equal(weir_stream_get_queued(w.stream), r == 0 ? 100 : 0);
+        assert_true(r == -ENOMEM || number >= 3);
+        close(peer);
+        test_ok(weir_loop_close(f.loop));
+        assert_int_equal(it.releases, r == 0);
+        test_close(&f);
+    }
+}
+
 static weir_slice held;
 
 static void hold_the_first(witness *w, char event, const weir_slice *slice) {
@@ -306,6 +329,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_allocation_of_a_run_fails_once),
         cmocka_unit_test(every_few_allocations_of_a_run_fail),
+        cmocka_unit_test(lent_memory_that_is_refused_is_not_released),
         cmocka_unit_test(a_stream_without_memory_for_buffers_waits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -203,10 +203,12 @@ static void run_once_sleeps_for_at_most_its_timeout(void **state) {
     static witness w;
     int peer = witness_pair(f, &w, false, NULL);
     run_turns(f, 3);
+    uint64_t turns = test_loop_stats(f).turns;
     int64_t start = test_now_ns();
     assert_int_equal(weir_loop_run_once(f->loop, 50 * ms), 1);
     int64_t took = test_now_ns() - start;
     assert_true(took >= 45 * ms && took < 10000 * ms);
+    assert_true(test_loop_stats(f).turns - turns < 10); /* asleep, not going round */
     start = test_now_ns();
     assert_int_equal(weir_loop_run_once(f->loop, 0), 1);
     assert_true(test_now_ns() - start < 40 * ms);

@@ -246,6 +246,52 @@ static void what_was_received_already_is_staged_and_comes_first(void **state) {
     test_close(&f);
 }
 
+static witness flooded;
+static bool is_out_of_order;
+
+static void pause_the_first(witness *w, char event, const weir_slice *slice) {
+    if (event != 'd')
+        return;
+    is_out_of_order |= test_differs(12, w->size - slice->size, slice->data, slice->size) >= 0;
+    if (w->slices == 1)
+        test_ok(weir_stream_pause(w->stream));
+}
+
+static void resume_the_flooded(witness *w, char event, const weir_slice *slice) {
+    (void)w, (void)slice;
+    if (event == 'd')
+        test_ok(weir_stream_resume(flooded.stream));
+}
+
+/* Thirty buffers and more are staged when another stream's callback, of the same dispatch, resumes this one; the rest of
+ * what it sent is still to come, from the same buffer as the other's. */
+static void a_resume_in_another_streams_callback_keeps_the_order(void **state) {
+    (void)state;
+    test_fixture f;
+    static witness other;
+    static uint8_t data[45 * 4096];
+    const weir_pool_options pool = { .size = sizeof pool, .buffer_bytes = 4096, .window_bytes = 1 << 20 };
+    int fds[2], size = 1 << 20;
+    test_open(&f, NULL, &pool);
+    memset(&flooded, 0, sizeof flooded);
+    test_pair(false, fds);
+    assert_int_equal(setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size), 0);
+    witness_adopt(&f, &flooded, fds[0], NULL);
+    int peer = witness_pair(&f, &other, false, NULL);
+    flooded.hook = pause_the_first;
+    other.hook = resume_the_flooded;
+    is_out_of_order = false;
+    run_turns(&f, 3);
+    test_fill(12, 0, data, sizeof data);
+    peer_send(fds[1], data, sizeof data);
+    peer_send(peer, "x", 1);
+    run_until(&f, flooded.size == sizeof data);
+    assert_false(is_out_of_order);
+    close(fds[1]);
+    close(peer);
+    test_close(&f);
+}
+
 static void pause_again_resume(witness *w, char event, const weir_slice *slice) {
     (void)slice;
     if (event != 'd')
@@ -343,6 +389,7 @@ int main(void) {
         loop_test(a_paused_stream_is_told_nothing),
         loop_test(a_stream_may_be_paused_before_its_start),
         cmocka_unit_test(what_was_received_already_is_staged_and_comes_first),
+        cmocka_unit_test(a_resume_in_another_streams_callback_keeps_the_order),
         loop_test(pause_and_resume_in_on_data_lose_nothing),
         loop_test(a_reset_is_noticed_while_paused),
         loop_test(a_paused_stream_can_write_and_be_closed),

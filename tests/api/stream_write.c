@@ -109,13 +109,16 @@ static void slices_and_lent_memory_are_not_copied(void **state) {
     static witness w;
     static uint8_t data[100000], got[200000];
     lent releases = { 0 };
-    weir_slice slice;
+    weir_slice slice, part;
     uint8_t *fill;
     int peer = witness_pair(f, &w, true, NULL);
     test_fill(2, 0, data, sizeof data);
     test_ok(weir_slice_new(weir_loop_get_pool(f->loop), sizeof data, &fill, &slice));
     memcpy(fill, data, sizeof data);
-    assert_int_equal(weir_stream_write_slice(w.stream, &slice), WEIR_WRITE_OK);
+    part = (weir_slice){ slice.data, 10, slice.owner }; /* small ones neither; borrowed, so not to be dropped */
+    assert_int_equal(weir_stream_write_slice(w.stream, &part), WEIR_WRITE_OK);
+    part = (weir_slice){ slice.data + 10, sizeof data - 10, slice.owner };
+    assert_int_equal(weir_stream_write_slice(w.stream, &part), WEIR_WRITE_OK);
     weir_slice_unref(&slice);
     assert_int_equal(weir_stream_write_external(w.stream, data, sizeof data, lent_release, &releases),
                      WEIR_WRITE_OK);
@@ -280,6 +283,34 @@ static void drain_waits_for_the_low_mark(void **state) {
     run_until(f, queued(&w) == 0);
     assert_int_equal(w.drains, 1);
     close(fds[1]);
+}
+
+static uint64_t queued_at_drain;
+
+static void note_queued(witness *w, char event, const weir_slice *slice) {
+    (void)slice;
+    if (event == 'r')
+        queued_at_drain = queued(w);
+}
+
+/* A gathered send takes 64 pieces at most: so what is left of these is known, and it is exactly the low mark. */
+static void drain_comes_at_the_low_mark_not_below(void **state) {
+    test_fixture *f = *state;
+    static witness w;
+    static uint8_t pieces[65][1001], got[64 * 100 + 1000];
+    const weir_stream_options options = { .size = sizeof options,
+                                          .queue_high_bytes = 7000,
+                                          .queue_low_bytes = 1000 };
+    int peer = witness_pair(f, &w, true, &options);
+    w.hook = note_queued;
+    queued_at_drain = UINT64_MAX;
+    for (int i = 0; i < 64; i++)
+        assert_true(weir_stream_write_external(w.stream, pieces[i], 100, NULL, NULL) >= 0);
+    assert_int_equal(weir_stream_write_external(w.stream, pieces[64], 1000, NULL, NULL), WEIR_WRITE_FULL);
+    collect(f, peer, got, sizeof got);
+    run_until(f, w.drains == 1);
+    assert_int_equal(queued_at_drain, 1000);
+    close(peer);
 }
 
 /* ---- before it is connected or started --------------------------------------------------------------- */
@@ -499,6 +530,7 @@ int main(void) {
         loop_test(lent_memory_counts_against_the_limit),
         loop_test(drain_comes_once_a_fall_and_may_write),
         loop_test(drain_waits_for_the_low_mark),
+        loop_test(drain_comes_at_the_low_mark_not_below),
         loop_test(writes_are_queued_until_the_stream_is_connected_and_started),
         loop_test(shutdown_ends_our_half_behind_the_queue),
         loop_test(lent_memory_is_released_once_when_it_is_sent),
