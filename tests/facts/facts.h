@@ -57,8 +57,9 @@ enum {
     MOST_HELD = 8192
 };
 
-/* A ring as weir sets it up, enabled; closed after the fact. */
-void open_ring(unsigned sq_entries, unsigned cq_entries);
+/* A ring as weir sets it up; closed after the fact. */
+void open_disabled_ring(unsigned sq_entries, unsigned cq_entries);
+void open_ring(unsigned sq_entries, unsigned cq_entries); /* and enabled */
 weir__ring *ring(void);
 /* Groups are numbered from 0; their buffers too, in the order of publishing. */
 void open_group(uint16_t group, uint16_t flags);
@@ -73,6 +74,8 @@ bool is_tcp(void);
 /* A socket that listens at an address of its own on loopback. */
 int listen_somewhere(int backlog);
 int own(int fd);
+/* TCP alone: it is connected no more, at once, and the far end hears a reset. */
+void disconnect(int fd);
 void close_now(int fd);
 
 /* ---- submissions: they wait for the next enter ------------------------------------------------------- */
@@ -106,8 +109,11 @@ void until(int fd, int events);
 
 /* Send what stands at the next position of the stream number @fd; all of it is taken. */
 void write_bytes(int fd, size_t size);
-/* Send as much as goes in. Return: how much it was. */
-size_t write_until_full(int fd);
+/* What stands there, for those who send it themselves, and then: so much of it was taken. */
+void next_bytes(int fd, void *data, size_t size);
+void wrote(int fd, size_t size);
+/* Send as much as goes in, and then submit a send of @size bytes, which waits. */
+void send_that_waits(int fd, uint64_t user, void *data, size_t size);
 /* Take what a completion brought out of its buffer, whose place is known from the order of completions alone, and see
  * that it goes on with the stream number @from. */
 void read_bytes(weir__cqe cqe, uint16_t group, int from);

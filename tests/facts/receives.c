@@ -20,12 +20,6 @@ static void goes_on_at(unsigned id, size_t offset) {
     assert_int_equal(test_differs((uint64_t)others[1], 0, buffer(0, id) + offset, 20), -1);
 }
 
-/* TCP alone: the socket is gone at once, and the far end hears a reset. */
-static void disconnect(int fd) {
-    const struct sockaddr_storage none = { .ss_family = AF_UNSPEC };
-    test_ok(weir__sys_connect(fd, (const struct sockaddr *)&none, sizeof none));
-}
-
 /* ---- how it ends ------------------------------------------------------------------------------------ */
 
 static void end_of_stream_is_zero_without_a_buffer(void) {
@@ -79,6 +73,38 @@ static void reset_behind_unread_data_comes_after_it_and_once(void) {
     until(ends[0], POLLHUP);
     receive(ends[0], 1, 0, 0);
     is_data(next(), 1, 100, 0, F_MORE | F_BUF_MORE);
+    is(next(), 1, -ECONNRESET, 0);
+    receive(ends[0], 1, 0, 0);
+    is(next(), 1, 0, 0);
+}
+
+/* A socket that has heard the end is half closed, and what breaks then is the other half. */
+static void reset_behind_an_end_is_told_to_no_receive(void) {
+    begin();
+    publish(0, 4096, 2);
+    write_bytes(ends[1], 100);
+    test_ok(weir__sys_shutdown(ends[1], SHUT_WR));
+    until(ends[0], POLLRDHUP);
+    disconnect(ends[1]);
+    until(ends[0], POLLHUP);
+    receive(ends[0], 1, 0, 0);
+    is_data(next(), 1, 100, 0, F_MORE | F_BUF_MORE);
+    is(next(), 1, 0, 0);
+    receive(ends[0], 1, 0, 0);
+    is(next(), 1, 0, 0);
+    assert_int_equal(weir__sys_send(ends[0], "x", 1), -EPIPE);
+}
+
+static void unix_peer_that_ends_and_closes_with_bytes_unread_resets(void) {
+    begin();
+    publish(0, 4096, 2);
+    write_bytes(ends[0], 100);
+    write_bytes(ends[1], 30);
+    test_ok(weir__sys_shutdown(ends[1], SHUT_WR));
+    close_now(ends[1]);
+    until(ends[0], POLLHUP);
+    receive(ends[0], 1, 0, 0);
+    is_data(next(), 1, 30, 0, F_MORE | F_BUF_MORE);
     is(next(), 1, -ECONNRESET, 0);
     receive(ends[0], 1, 0, 0);
     is(next(), 1, 0, 0);
@@ -302,6 +328,8 @@ const fact facts_of_receives[] = {
     FACT(data_comes_before_the_end_behind_it, ANY),
     FACT(reset_ends_it_without_a_buffer, TCP),
     FACT(reset_behind_unread_data_comes_after_it_and_once, TCP),
+    FACT(reset_behind_an_end_is_told_to_no_receive, TCP),
+    FACT(unix_peer_that_ends_and_closes_with_bytes_unread_resets, UNIX),
     FACT(peer_that_closes_with_bytes_unread_resets, ANY),
     FACT(receive_goes_on_after_we_have_shut_down_our_side, ANY),
     FACT(receive_on_an_empty_ring_answers_at_once, ANY),

@@ -66,8 +66,12 @@ sim_socket *sim_socket_of(int fd) {
     return NULL;
 }
 
+bool sim_lacks_descriptors(void) {
+    return sim.descriptors >= MOST_DESCRIPTORS || sim_fault(SIM_NO_DESCRIPTOR);
+}
+
 int sim_descriptor(sim_socket *socket) {
-    if (sim.descriptors >= MOST_DESCRIPTORS || sim_fault(SIM_NO_DESCRIPTOR))
+    if (sim_lacks_descriptors())
         return -EMFILE;
     int fd = FIRST_DESCRIPTOR; /* the least one, as the kernel does: numbers are used again at once */
     while (sim_socket_of(fd) != NULL)
@@ -118,11 +122,15 @@ void sim_take(sim_socket *socket, void *data, size_t size) {
     bytes->size -= size;
 }
 
+int sim_take_error(sim_socket *socket) {
+    int error = !socket->has_error ? 0 : socket->ended_first ? -EPIPE : -ECONNRESET;
+    socket->has_error = false;
+    return error;
+}
+
 int sim_transmit(sim_socket *from, const void *data, size_t size) {
-    if (from->has_error) {
-        from->has_error = false;
-        return -ECONNRESET;
-    }
+    if (from->has_error)
+        return sim_take_error(from);
     if (from->is_reset || from->is_shut || from->other == NULL || !from->is_connected)
         return -EPIPE;
     size_t used = sim_readable(from->other);
@@ -149,6 +157,7 @@ void sim_reset(sim_socket *socket) {
     socket->other = NULL;
     if (far == NULL)
         return;
+    far->ended_first = far->is_tcp && far->has_ended && !far->is_shut;
     far->is_reset = far->has_error = far->has_ended = true;
     far->other = NULL;
 }
@@ -175,7 +184,8 @@ int sim_poll(const sim_socket *socket) {
         events |= POLLRDHUP | POLLIN;
     if (socket->is_reset && socket->has_error)
         events |= POLLERR;
-    if (socket->is_reset || (socket->has_ended && socket->is_shut))
+    bool is_gone = !socket->is_tcp && socket->is_connected && socket->other == NULL;
+    if (socket->is_reset || is_gone || (socket->has_ended && socket->is_shut))
         events |= POLLHUP;
     return events;
 }
@@ -194,8 +204,14 @@ int weir__sys_socket(int family, int type) {
 
 int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length) {
     sim_socket *socket = sim_socket_of(fd);
+    struct sockaddr_in chosen;
     if (socket == NULL)
         return -EBADF;
+    if (address->sa_family == AF_INET && ((const struct sockaddr_in *)(const void *)address)->sin_port == 0) {
+        memcpy(&chosen, address, sizeof chosen);
+        chosen.sin_port = htons((uint16_t)(32768 + sim.socket_count)); /* sockets are never forgotten */
+        address = (const struct sockaddr *)&chosen;
+    }
     for (size_t i = 0; i < sim.socket_count; i++)
         if (sim.sockets[i]->kind == SIM_LISTENER && !sim.sockets[i]->is_freed &&
             sim.sockets[i]->address_length == length && memcmp(&sim.sockets[i]->address, address, length) == 0)
@@ -225,7 +241,7 @@ int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) 
         sim_event(SIM_EVENT_DISCONNECTED);
     sim_reset(socket);
     sim_take(socket, NULL, sim_readable(socket));
-    socket->has_ended = true;
+    socket->has_ended = socket->is_disconnected = true;
     sim_ring_disconnected(socket);
     return 0;
 }
@@ -240,7 +256,8 @@ int weir__sys_shutdown(int fd, int how) {
     sim_shut(socket);
     if (how == SHUT_RDWR) {
         socket->has_ended = true;
-        sim_ring_disconnected(socket);
+        if (!socket->is_tcp && socket->other != NULL)
+            socket->other->is_shut = true;
     }
     return 0;
 }
@@ -255,8 +272,7 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     if (socket == NULL)
         return -EBADF;
     if (level == SOL_SOCKET && name == SO_ERROR) {
-        *ret_value = socket->has_error ? ECONNRESET : 0;
-        socket->has_error = false;
+        *ret_value = -sim_take_error(socket);
     } else if (level == SOL_SOCKET && name == SO_TYPE) {
         *ret_value = SOCK_STREAM;
     } else if (level == SOL_SOCKET && name == SO_DOMAIN) {

@@ -220,8 +220,10 @@ static bool run_receive(weir__ring *ring, request *r) {
             return true;
         }
         if (size == 0) {
-            int res = socket->has_error ? -ECONNRESET : 0;
-            socket->has_error = false;
+            /* An end that was there before the reset is what a receive hears; a send hears of the other. */
+            int res = socket->ended_first ? 0 : sim_take_error(socket);
+            if (socket->is_disconnected)
+                res = sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET;
             sim_event(res < 0 ? SIM_EVENT_RESET_SEEN : SIM_EVENT_END);
             end_request(ring, r, res, sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0);
             return true;
@@ -278,6 +280,12 @@ static bool run_send(weir__ring *ring, request *r) {
 
 static bool run_accept(weir__ring *ring, request *r) {
     bool is_multishot = (r->sqe.ioprio & IORING_ACCEPT_MULTISHOT) != 0;
+    if (!r->has_tried && sim_lacks_descriptors()) { /* whether somebody waits is looked at later */
+        sim_event(SIM_EVENT_OUT_OF_DESCRIPTORS);
+        end_request(ring, r, -EMFILE, 0);
+        return true;
+    }
+    r->has_tried = true;
     for (;;) {
         if (r->socket->pending_count == 0)
             return false;
@@ -513,7 +521,8 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
                     unlink_request(ring, at);
                     return;
                 }
-    } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT || sim_random(2) == 0) {
+    } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT ||
+               sqe->opcode == IORING_OP_ACCEPT || sim_random(2) == 0) {
         if (sqe->opcode == IORING_OP_RECV) {
             const weir__buffer_ring *group = ring->groups[sqe->buf_group & 255];
             if (group == NULL || group->head == group->tail)
@@ -535,7 +544,8 @@ void sim_ring_disconnected(sim_socket *socket) {
         return;
     for (request *r = the_ring->requests; r != NULL; r = r->next)
         if (r->socket == socket && r->ended == 0 && r->sqe.opcode != IORING_OP_POLL_ADD) {
-            r->ended = r->sqe.opcode == IORING_OP_RECV ? (sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET) : -EPIPE;
+            bool is_reset = sim_random(2) == 0;
+            r->ended = is_reset ? -ECONNRESET : r->sqe.opcode == IORING_OP_RECV ? -ENOTCONN : -EPIPE;
             r->not_before = 0;
         }
 }
@@ -636,7 +646,8 @@ static int sleep_until(weir__ring *ring, int64_t deadline) {
 }
 
 int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int64_t timeout_ns) {
-    sim_require(ring->is_enabled, "enter before the ring was enabled");
+    if (!ring->is_enabled)
+        return -EBADFD;
     sim_require(!sim.is_other_thread, "enter from another thread than the ring's");
     sim_require((enter_flags & IORING_ENTER_GETEVENTS) != 0, "enter without GETEVENTS");
     sim_require(wait == 0 || timeout_ns >= 0, "a wait without a timeout");

@@ -126,6 +126,7 @@ struct sim_socket {
     /* stream */
     sim_socket *other;                                          /* the far end; NULL: none yet, or gone */
     bool is_connected, is_reset, has_error, has_ended, is_shut; /* has_ended: the far end sends no more */
+    bool ended_first, is_disconnected; /* before it was reset; by connect(2) with AF_UNSPEC */
     sim_bytes received;
     size_t room; /* for received */
     void *peer;  /* program.c's: the connection that it is an end of */
@@ -196,6 +197,7 @@ extern const char *const sim_event_texts[SIM_EVENT_COUNT];
 sim_socket *sim_socket_of(int fd); /* NULL: not an open descriptor */
 sim_socket *sim_stream_new(bool is_tcp);
 sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length);
+bool sim_lacks_descriptors(void);
 int sim_descriptor(sim_socket *socket); /* give it one; -EMFILE */
 /* Connect @from to the listener at @address. 0; -ECONNREFUSED; -EAGAIN: its queue is full. */
 int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t length);
@@ -203,6 +205,8 @@ int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t leng
 sim_socket *sim_accept(sim_socket *listener);
 /* Put bytes into the far end's queue. The number taken; -EPIPE, -ECONNRESET; -EAGAIN: no room. */
 int sim_transmit(sim_socket *from, const void *data, size_t size);
+/* The error that it will tell once: 0, -ECONNRESET, -EPIPE. */
+int sim_take_error(sim_socket *socket);
 size_t sim_readable(const sim_socket *socket);
 void sim_take(sim_socket *socket, void *data, size_t size);
 void sim_shut(sim_socket *socket);
@@ -213,7 +217,7 @@ int sim_poll(const sim_socket *socket);
 
 /* ---- ring.c, for program.c -------------------------------------------------------------------------- */
 
-/* Requests of a socket end because of a disconnect or a shutdown: -ENOTCONN and the like. */
+/* Requests of a socket end because of a disconnect: -ENOTCONN and the like. */
 void sim_ring_disconnected(sim_socket *socket);
 /* The application stopped wanting this receive: its place among the starved ones does not count. */
 void sim_ring_forget(uint64_t user_data);
