@@ -67,7 +67,7 @@ struct weir__op {
     uint8_t kind;   /* enum weir__op_kind */
     uint8_t state;  /* the backend's */
     uint8_t cancel; /* the backend's */
-    uint8_t group;  /* receive: which buffer group it was armed on */
+    uint8_t group;  /* receive: the buffer group that it was armed on; 0: none yet */
 };
 
 static inline void weir__op_init(weir__op *op, weir__op_fn complete) {

@@ -56,6 +56,8 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
             return r;
         weir__uring_submit_waiting(u);
     }
+    if (!weir__list_is_empty(&u->finished))
+        timeout_ns = 0; /* something ended just now, without the kernel */
     r = enter(u, timeout_ns != 0, timeout_ns);
     return r < 0 ? r : 0;
 }

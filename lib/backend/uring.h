@@ -21,7 +21,7 @@ int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const we
 const char *weir__uring_error_text(int error);
 /* The size of a receive buffer, unless the application says another. */
 uint32_t weir__uring_buffer_bytes(uint32_t mode);
-/* A backend over @pool, disabled until enable. On failure the pool is as it was. */
+/* A backend over @pool, disabled until enable. On failure the pool is good for nothing but to be closed. */
 int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__tuning *tuning, weir_pool *pool,
                     weir__waker *waker, weir__backend **ret_backend);
 
@@ -33,7 +33,7 @@ typedef struct weir__uring_group {
     weir__buffer_ring *ring;
     weir__link parked; /* weir__op.link, in the order in which they found no buffer */
     uint32_t parked_count;
-    uint8_t id; /* the kernel's number of it; a condemned group's successor has another */
+    uint8_t id; /* the kernel's number of it, from 1; a condemned group's successor has another */
 } weir__uring_group;
 
 /* Open a ring with the best flags that this kernel takes. */

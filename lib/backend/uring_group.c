@@ -17,6 +17,7 @@ static int open_ring(weir__uring_group *group, weir__ring *ring, const weir_allo
 
 int weir__uring_group_open(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
     weir__list_init(&group->parked);
+    group->id = 1;
     return open_ring(group, ring, allocator);
 }
 
@@ -51,7 +52,8 @@ int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const 
         group->ring = NULL;
     }
     weir__pool_withdraw(group->pool);
-    group->id++; /* receives armed on the old number must not find the new ring */
+    group->id =
+        group->id < UINT8_MAX ? group->id + 1 : 1; /* what was armed on the old one must not find the new one */
     return open_ring(group, ring, allocator);
 }
 

@@ -47,6 +47,7 @@ void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, in
     op->data = data;
     op->size = size;
     op->cancel = CANCEL_NONE;
+    op->group = 0;
     u->under_way++;
     wait_for_entry(u, op);
 }
@@ -149,13 +150,19 @@ static void prepare_cancel(const weir__op *op, struct io_uring_sqe *sqe) {
 
 void weir__uring_submit_waiting(weir__uring *u) {
     while (!weir__list_is_empty(&u->waiting)) {
+        weir__op *first = WEIR__CONTAINER(u->waiting.next, weir__op, link);
+        if (first->state == WAITING && first->group != 0 && first->group != u->group.id) {
+            weir__list_remove(&first->link); /* it was to go on, on a group that has been condemned meanwhile */
+            finish_later(u, first, -EILSEQ);
+            continue;
+        }
         struct io_uring_sqe *sqe = weir__ring_sqe(u->ring);
         if (sqe == NULL)
             return;
         weir__op *op = WEIR__CONTAINER(weir__list_take_first(&u->waiting), weir__op, link);
         if (op->state == WAITING) {
-            op->group = u->group.id;
             op->state = ARMED;
+            op->group = op->kind == WEIR__OP_RECEIVE ? u->group.id : 0;
             prepare(u, op, sqe);
         } else {
             prepare_cancel(op, sqe);
@@ -347,7 +354,7 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         break;
     case WEIR__OP_SEND:
         if ((cqe->res == -EAGAIN || cqe->res == -EINTR || cqe->res == -ECANCELED) && op->cancel == CANCEL_NONE)
-            weir__uring_rearm(u, op);
+            wait_for_entry(u, op);
         else
             finish(u, op, cqe->res);
         break;

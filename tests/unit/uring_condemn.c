@@ -192,6 +192,39 @@ static void idle_stream_of_a_condemned_group_ends_when_it_is_heard_of_again(void
     rig_close();
 }
 
+/* It was to be armed again when its group went. On the new one it would go on as if nothing were missing. */
+static void parked_stream_of_a_condemned_group_ends(void **state) {
+    (void)state;
+    script_entry *entries[2];
+    open_two(entries);
+    script_complete(entries[1], -ENOBUFS, 0);
+    complete_with(entries[0], 10, 77, 0);
+    rig_dispatch();
+    assert_int_equal(rig_pool_stats().parked_streams, 1);
+    told_final(&o[0], -EILSEQ);
+    rig_turn();
+    is_condemned();
+    told_final(&o[1], -EILSEQ);
+    assert_null(script_find(IORING_OP_RECV, 11));
+    assert_int_equal(rig_pool_stats().parked_streams, 0);
+    rig_close();
+}
+
+static void waiting_stream_of_a_condemned_group_ends(void **state) {
+    (void)state;
+    script_entry *entries[2];
+    open_two(entries);
+    script_complete(entries[1], -EINTR, 0); /* to be armed again at once */
+    complete_with(entries[0], 10, 77, 0);
+    rig_dispatch();
+    told_final(&o[0], -EILSEQ);
+    rig_turn();
+    rig_turn();
+    is_condemned();
+    told_final(&o[1], -EILSEQ);
+    rig_close();
+}
+
 static void classic_ring_has_a_new_number(void **state) {
     (void)state;
     script_entry *entries[2];
@@ -317,6 +350,8 @@ int main(void) {
         rig_test(offset_is_not_compared_where_work_is_not_deferred),
         rig_test(nothing_is_delivered_after_the_mismatch),
         rig_test(idle_stream_of_a_condemned_group_ends_when_it_is_heard_of_again),
+        rig_test(parked_stream_of_a_condemned_group_ends),
+        rig_test(waiting_stream_of_a_condemned_group_ends),
         rig_test(classic_ring_has_a_new_number),
         rig_test(later_receives_work_on_the_classic_ring),
         rig_test(slice_from_before_stays_what_it_was),
