@@ -86,8 +86,9 @@ static void probe_receive(weir__ring *ring, int fd, uint16_t ioprio, uint64_t us
 /* Four bytes on each of two sockets; a single-shot receive on one, a multishot on the other, one submission. Return: 1
  * as it should be, 0 with a reason, or -errno. */
 static int probe_order(probe *p, const char **ret_reason) {
+    *ret_reason = "this kernel does not answer the test of its buffer rings";
     if (weir__sys_send(p->first[0], "aaaa", 4) != 4 || weir__sys_send(p->second[0], "bbbb", 4) != 4)
-        return -EIO;
+        return 0;
     const weir__provided provided[2] = { { p->memory, PROBE_BYTES, 0 },
                                          { p->memory + PROBE_BYTES, PROBE_BYTES, 1 } };
     weir__buffer_ring_publish(p->buffers, provided, 2);
@@ -103,7 +104,7 @@ static int probe_order(probe *p, const char **ret_reason) {
             count++;
     }
     if (count < 2)
-        return -EIO;
+        return 0;
     *ret_reason = "this kernel does not deliver receives in the order of its buffers";
     if (cqes[0].user_data != 1 || cqes[1].user_data != 2 || cqes[0].res != 4 || cqes[1].res != 4)
         return 0;
