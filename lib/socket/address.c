@@ -35,6 +35,17 @@ static int parse_unix(const char *name, weir__address *address) {
     return 0;
 }
 
+/* An interface's name, or its number, which is what format writes. */
+static int parse_zone(const char *zone) {
+    int index = 0;
+    for (const char *digit = zone; *digit >= '0' && *digit <= '9' && index < 100000000; digit++) {
+        index = index * 10 + (*digit - '0');
+        if (digit[1] == '\0')
+            return index > 0 ? index : -ENODEV;
+    }
+    return weir__sys_interface_index(zone);
+}
+
 static int parse_v6(char *host, const char *port, weir__address *address) {
     struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&address->storage;
     char *zone = strchr(host, '%');
@@ -43,7 +54,7 @@ static int parse_v6(char *host, const char *port, weir__address *address) {
     if (inet_pton(AF_INET6, host, &in6->sin6_addr) != 1 || parse_port(port, &in6->sin6_port) < 0)
         return -EINVAL;
     if (zone != NULL) {
-        int index = weir__sys_interface_index(zone);
+        int index = parse_zone(zone);
         if (index < 0)
             return index;
         in6->sin6_scope_id = (uint32_t)index;

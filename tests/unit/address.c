@@ -196,6 +196,21 @@ static void interface_is_the_scope(void **state) {
     assert_int_equal(in6(&address)->sin6_scope_id, lo);
 }
 
+/* What format writes is a number, which parse once took for an interface's name. */
+static void scope_goes_there_and_back(void **state) {
+    (void)state;
+    weir__address address, again;
+    char text[WEIR_ADDRESS_SIZE];
+    if (if_nametoindex("lo") == 0)
+        skip();
+    test_ok(weir__address_parse("[fe80::1%lo]:80", &address));
+    assert_true(weir__address_format(&address, text, sizeof text) > 0);
+    test_ok(weir__address_parse(text, &again));
+    assert_int_equal(in6(&again)->sin6_scope_id, in6(&address)->sin6_scope_id);
+    assert_int_equal(weir__address_parse("[fe80::1%0]:80", &again), -ENODEV);
+    assert_int_equal(weir__address_parse("[fe80::1%99999999999]:80", &again), -ENODEV);
+}
+
 /* ---- unix ------------------------------------------------------------------------------------------- */
 
 static void path_keeps_its_zero(void **state) {
@@ -313,6 +328,7 @@ int main(void) {
         cmocka_unit_test(every_length_of_a_host_is_refused_or_read),
         cmocka_unit_test(unknown_interface_is_no_device),
         cmocka_unit_test(interface_is_the_scope),
+        cmocka_unit_test(scope_goes_there_and_back),
         cmocka_unit_test(path_keeps_its_zero),
         cmocka_unit_test(abstract_name_has_its_zero_first),
         cmocka_unit_test(longest_names_fit_and_longer_ones_are_refused),
