@@ -84,8 +84,10 @@ WEIR_API int weir_slice_sub(const weir_slice *slice, size_t offset, size_t size,
         return -ECHILD;
     if (offset > slice->size || size > slice->size - offset)
         return -ERANGE;
-    weir_slice part = { slice->data + offset, size, slice->owner };
-    weir_slice_ref(size > 0 ? &part : &empty, ret_slice);
+    weir_slice part = empty;
+    if (size > 0)
+        part = (weir_slice){ slice->data + offset, size, slice->owner };
+    weir_slice_ref(&part, ret_slice);
     return 0;
 }
 
