@@ -323,7 +323,7 @@ static void a_connected_stream_can_be_detached_before_its_start(void **state) {
     call_open(&c, address, NULL);
     assert_int_equal(weir_stream_detach(c.stream, &fd), -EBUSY);
     int accepted = answer(&c, listener);
-    for (int i = 0; i < PATIENCE_S * 100 && weir_stream_detach(c.stream, &fd) == -EBUSY; i++)
+    for (unsigned i = 0; i < PATIENCE_S * 100 && weir_stream_detach(c.stream, &fd) == -EBUSY; i++)
         scribe_turn(&c.f, 10 * MS);
     assert_true(fd >= 0);
     assert_int_equal(send(accepted, "x", 1, 0), 1);

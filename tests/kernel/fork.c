@@ -348,7 +348,7 @@ static void connections_end_although_the_child_lives(void **state) {
     peer_expect_end(&graceful, 0);
     peer_expect_error(&aborted, 0, ECONNRESET);
     test_ok(weir_loop_close(h.f.loop));
-    for (int ms = 0; ms < PATIENCE_S * 1000 && !peer_is_over(&h.p); ms++)
+    for (unsigned ms = 0; ms < PATIENCE_S * 1000 && !peer_is_over(&h.p); ms++)
         test_sleep_ms(1);
     assert_int_equal(h.p.error, ECONNRESET);
     child_may_go(&h);

@@ -406,7 +406,7 @@ static void two_loops_on_two_threads_share_a_port(void **state) {
         fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         assert_int_equal(connect(fds[i], (struct sockaddr *)&in, sizeof in), 0);
     }
-    for (int i = 0; i < PATIENCE_S * 100; i++) {
+    for (unsigned i = 0; i < PATIENCE_S * 100; i++) {
         if (atomic_load(&halves[0].count) + atomic_load(&halves[1].count) == CLIENTS)
             break;
         test_sleep_ms(10);

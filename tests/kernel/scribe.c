@@ -169,6 +169,11 @@ void set_room(const int fds[2], int bytes) {
     }
 }
 
+unsigned patience_s(void) {
+    const char *text = getenv("WEIR_TEST_PATIENCE_S");
+    return text != NULL ? (unsigned)strtoul(text, NULL, 10) : 30;
+}
+
 /* ---- the loop ----------------------------------------------------------------------------------------- */
 
 void scribe_turn(const test_fixture *fixture, int64_t timeout_ns) {

@@ -32,7 +32,9 @@
 /* As often as is worth the time: fewer under a sanitizer. */
 #define TIMES(plain, sanitized) (SANITIZED ? (sanitized) : (plain))
 
-enum { PATIENCE_S = 30 }; /* then a test that hangs is a test that failed */
+/* Then a test that hangs is a test that failed. WEIR_TEST_PATIENCE_S in the environment, or 30. */
+#define PATIENCE_S patience_s()
+unsigned patience_s(void);
 #define MS INT64_C(1000000)
 
 /* ---- a stream that writes down ------------------------------------------------------------------------ */
@@ -96,14 +98,14 @@ void set_room(const int fds[2], int bytes);
 /* ---- the loop ------------------------------------------------------------------------------------------- */
 
 /* Until a condition holds: an expression, looked at between turns. */
-#define RUN_UNTIL(fixture, condition)                                                      \
-    do {                                                                                   \
-        int64_t run_until_deadline = test_now_ns() + PATIENCE_S * INT64_C(1000000000);     \
-        while (!(condition)) {                                                             \
-            if (test_now_ns() > run_until_deadline)                                        \
-                fail_msg("in %d s it never became true: %s", (int)PATIENCE_S, #condition); \
-            scribe_turn(fixture, 10 * MS);                                                 \
-        }                                                                                  \
+#define RUN_UNTIL(fixture, condition)                                                  \
+    do {                                                                               \
+        int64_t run_until_deadline = test_now_ns() + PATIENCE_S * INT64_C(1000000000); \
+        while (!(condition)) {                                                         \
+            if (test_now_ns() > run_until_deadline)                                    \
+                fail_msg("in %u s it never became true: %s", PATIENCE_S, #condition);  \
+            scribe_turn(fixture, 10 * MS);                                             \
+        }                                                                              \
     } while (0)
 
 /* One turn, and a look at the pool's equations. */

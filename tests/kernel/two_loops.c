@@ -180,7 +180,7 @@ static void slices_are_sent_by_another_loop_when_theirs_is_gone(void **state) {
     test_ok(weir_loop_close(b.f.loop));
     b.f.loop = weir_loop_unref(b.f.loop);
     for (unsigned i = 0; i < STREAMS; i++) {
-        for (int ms = 0; ms < PATIENCE_S * 1000 && b.out_peers[i].received < 3 * BUFFER; ms++) {
+        for (unsigned ms = 0; ms < PATIENCE_S * 1000 && b.out_peers[i].received < 3 * BUFFER; ms++) {
             peer_read(&b.out_peers[i]);
             test_sleep_ms(1);
         }
@@ -275,7 +275,7 @@ static void a_connection_is_accepted_by_one_loop_and_served_by_another(void **st
         peer_expect_end(&peers[i], 5000);
         close(peers[i].fd);
     }
-    for (int ms = 0; ms < PATIENCE_S * 1000 && atomic_load(&r.served) < CLIENTS; ms++)
+    for (unsigned ms = 0; ms < PATIENCE_S * 1000 && atomic_load(&r.served) < CLIENTS; ms++)
         test_sleep_ms(1);
     assert_int_equal(atomic_load(&r.served), CLIENTS);
     assert_int_equal(atomic_load(&r.failed), 0);
