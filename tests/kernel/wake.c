@@ -3,9 +3,11 @@
 /* A loop that sleeps: what wakes it, what does not, what it costs meanwhile, and what it leaves behind. */
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "edge/ring.h"
 #include "kernel/scribe.h"
 
 /* ---- posts -------------------------------------------------------------------------------------------------- */
@@ -90,7 +92,7 @@ typedef struct knocker {
 /* One at a time: each must wake the loop by itself. It would sleep for a second. */
 static void *knock(void *userdata) {
     knocker *k = userdata;
-    for (unsigned i = 0; i < k->knocks; i++) {
+    for (unsigned i = 0; i < k->knocks && k->unanswered <= 2; i++) {
         int64_t start = test_now_ns();
         if (weir_loop_post(k->loop, count_post, k->heard) < 0)
             break;
@@ -139,8 +141,8 @@ static void every_wake_wakes_also_when_the_completion_queue_overflows(void **sta
     test_ok(pthread_create(&thread, NULL, knock, &k));
     test_ok(weir_loop_run(f.loop));
     test_ok(pthread_join(thread, NULL));
-    assert_int_equal(atomic_load(&heard), 500);
     assert_true(k.unanswered <= 2); /* a machine may be that slow, a lost wake-up shows each time */
+    assert_int_equal(atomic_load(&heard), 500);
     for (unsigned i = 0; i < STREAMS; i++)
         close(peers[i]);
     test_close(&f);
@@ -242,6 +244,23 @@ static unsigned long long iowait_ticks(void) {
     return iowait;
 }
 
+/* How it would be without the flag: what a sleep of 600 ms counts for on this machine. */
+static unsigned long long iowait_of_a_plain_sleep(int fd) {
+    weir__ring *ring;
+    const uint32_t flags = IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
+    test_ok(weir__ring_open(&weir__default_allocator, 8, 16, flags, &ring));
+    test_ok(weir__ring_enable(ring));
+    struct io_uring_sqe *sqe = weir__ring_sqe(ring);
+    sqe->opcode = IORING_OP_POLL_ADD;
+    sqe->fd = fd;
+    sqe->poll32_events = POLLIN;
+    unsigned long long before = iowait_ticks();
+    (void)weir__ring_enter(ring, 1, IORING_ENTER_GETEVENTS, 600 * MS);
+    unsigned long long ticks = iowait_ticks() - before;
+    weir__ring_close(ring);
+    return ticks;
+}
+
 /* A sleep in io_uring counts as one for i/o unless it is told not to, and operators see a machine that is waiting for
  * its disk. Others may really wait for theirs, so the best of several tries counts. */
 static void an_idle_loop_does_not_show_as_iowait(void **state) {
@@ -258,6 +277,13 @@ static void an_idle_loop_does_not_show_as_iowait(void **state) {
         skip();
     }
     test_pair(true, fds);
+    if (iowait_of_a_plain_sleep(fds[0]) < 40) {
+        close(fds[0]);
+        close(fds[1]);
+        test_close(&f);
+        print_message("this machine does not count iowait, so nothing can be seen\n");
+        skip();
+    }
     scribe_init(&s, 0);
     scribe_adopt(&f, &s, fds[1], NULL);
     scribe_turns(&f, 5);
