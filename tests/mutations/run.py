@@ -5,25 +5,37 @@
 
     run.py SOURCE_ROOT MESON [PATCH...]
 
-The source is copied to a temporary directory, built there, and each test is first seen to pass. Prints TAP.
+The source is copied to temporary directories and built there, one for each of a few workers. Each program is first
+seen to pass, unchanged. Where it then skips a case, a mistake that nothing else of it notices counts as skipped: this
+machine cannot show it. Prints TAP.
 """
 
 import os
 import pathlib
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+
+WORKERS = min(2, os.cpu_count() or 1)
+HUNG_S = 40
 
 root = pathlib.Path(sys.argv[1]).resolve()
 meson = sys.argv[2]
 here = pathlib.Path(__file__).resolve().parent
 only = [pathlib.Path(name).stem for name in sys.argv[3:]]
+one_at_a_time = threading.Lock()  # programs that look at the machine: its threads, descriptors, idle time
 
 
 class Failed(Exception):
+    pass
+
+
+class Skipped(Exception):
     pass
 
 
@@ -34,105 +46,143 @@ def run(command, **options):
     return done.stdout
 
 
-def parse(text):
-    """{file: [(old text, new text)...]} of a unified diff. Hunks are found by what they say, not by line numbers."""
-    hunks, path = {}, None
-    for line in text.splitlines(keepends=True):
-        if line.startswith("+++ b/"):
-            path = line[6:].split("\t")[0].strip()
-        elif line.startswith("@@"):
-            hunks.setdefault(path, []).append(["", ""])
-        elif path in hunks and line[0] in " -+\n":
-            hunk = hunks[path][-1]
-            if line[0] != "+":
-                hunk[0] += line[1:] or "\n"
-            if line[0] != "-":
-                hunk[1] += line[1:] or "\n"
-    return hunks
+class Mutation:
+    def __init__(self, patch):
+        text = patch.read_text(encoding="utf-8")
+        self.name = patch.stem.replace("-", "_") + "_is_noticed"
+        ((self.program, arguments),) = re.findall(r"^test: (\S+)(.*)$", text, re.MULTILINE)
+        self.arguments = arguments.split()
+        self.target = "tests/sim" if self.program == "sim" else f"tests/test-{self.program}"
+        self.files = self.changed(text)
+
+    @staticmethod
+    def hunks(text):
+        """{file: [[old text, new text]...]} of a unified diff. Hunks are found by what they say, not by line numbers."""
+        hunks, path = {}, None
+        for line in text.splitlines(keepends=True):
+            if line.startswith("+++ b/"):
+                path = line[6:].split("\t")[0].strip()
+            elif line.startswith("@@"):
+                hunks.setdefault(path, []).append(["", ""])
+            elif path in hunks and line[0] in " -+\n":
+                hunk = hunks[path][-1]
+                if line[0] != "+":
+                    hunk[0] += line[1:] or "\n"
+                if line[0] != "-":
+                    hunk[1] += line[1:] or "\n"
+        return hunks
+
+    def changed(self, text):
+        """{file: its text with the mistake}; a sentence if it cannot be made any more."""
+        files = {}
+        for path, hunks in self.hunks(text).items():
+            source = (root / path).read_text(encoding="utf-8")
+            for old, new in hunks:
+                if source.count(old) != 1:
+                    return f"{path} has changed: bring the patch up to date"
+                source = source.replace(old, new)
+            files[path] = source
+        return files
 
 
-def apply(hunks, tree):
-    for path, changes in hunks.items():
-        text = (root / path).read_text(encoding="utf-8")
-        for old, new in changes:
-            if text.count(old) != 1:
-                raise Failed(f"{path} has changed: bring the patch up to date")
-            text = text.replace(old, new)
-        (tree / path).write_text(text, encoding="utf-8")
+class Tree:
+    def __init__(self, directory):
+        self.source = directory / "source"
+        self.build = directory / "build"
+        ignore = shutil.ignore_patterns(".git", "build*", "__pycache__")
+        shutil.copytree(root, self.source, ignore=ignore)
+        run([meson, "setup", self.build, self.source, "-Dexamples=disabled", "-Dtests=enabled"])
 
+    def make(self, *targets):
+        run(["ninja", "-C", self.build, *targets])
 
-def restore(hunks, tree):
-    for path in hunks:
-        shutil.copy(root / path, tree / path)
-
-
-def target_of(name):
-    return "tests/sim" if name == "sim" else f"tests/test-{name}"
-
-
-def failures(build, name, arguments):
-    """What the test program says has failed; it may also crash, or hang."""
-    environment = {**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP", "WEIR_TEST_PATIENCE_S": "5"}
-    try:
-        done = subprocess.run([build / target_of(name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180,
-                              env=environment)
-    except subprocess.TimeoutExpired:
-        return ["it hung"]
-    found = re.findall(r"^not ok \d+ - (\S+)", done.stdout, re.MULTILINE)
-    found += re.findall(r"^sim: (seed \d+) FAILED: (.*)$", done.stdout, re.MULTILINE)
-    found = [": ".join(it) if isinstance(it, tuple) else it for it in found]
-    if done.returncode < 0:
-        found.append(signal.Signals(-done.returncode).name)
-    if done.returncode != 0 and not found:
-        found.append(f"exit status {done.returncode}")
-    return found
-
-
-def mutate(patch, tree, build, clean):
-    text = patch.read_text(encoding="utf-8")
-    ((name, arguments),) = re.findall(r"^test: (\S+)(.*)$", text, re.MULTILINE)
-    arguments = arguments.split()
-    hunks = parse(text)
-    target = target_of(name)
-    if name not in clean:
-        run(["ninja", "-C", build, target])
-        clean[name] = failures(build, name, arguments)
-    if clean[name]:
-        raise Failed(f"{name} fails already, unchanged: {', '.join(clean[name])}")
-    apply(hunks, tree)
-    try:
-        run(["ninja", "-C", build, target])
-        found = failures(build, name, arguments)
-    finally:
-        restore(hunks, tree)
-        run(["ninja", "-C", build, target])
-    if not found:
-        raise Failed(f"{name} did not notice")
-    return f"{name}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-
-
-with tempfile.TemporaryDirectory(prefix="weir-mutations-") as directory:
-    tree = pathlib.Path(directory) / "source"
-    build = pathlib.Path(directory) / "build"
-    ignore = shutil.ignore_patterns(".git", "build*", "__pycache__")
-    shutil.copytree(root, tree, ignore=ignore, symlinks=False)
-    patches = [patch for patch in sorted(here.glob("*.patch")) if not only or patch.stem in only]
-    print(f"1..{len(patches)}", flush=True)
-    failed = 0
-    clean = {}
-    try:
-        run([meson, "setup", build, tree, "-Dexamples=disabled", "-Dtests=enabled"])
-    except Failed as failure:
-        print(f"Bail out! {failure}")
-        sys.exit(1)
-    for number, patch in enumerate(patches, 1):
-        name = patch.stem.replace("-", "_") + "_is_noticed"
+    def failures(self, mutation, is_broken):
+        """What the program says has failed, and whether it skipped anything; it may also crash, or hang."""
+        environment = {**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP"}
+        if is_broken:
+            environment["WEIR_TEST_PATIENCE_S"] = "3"  # it is going to wait for what does not come
+        command = [self.build / mutation.target, *mutation.arguments]
         try:
-            note = mutate(patch, tree, build, clean)
-            print(f"ok {number} - {name}\n# {note}", flush=True)
-        except Failed as failure:
-            failed += 1
-            print(f"not ok {number} - {name}")
-            for line in str(failure).splitlines():
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  errors="replace", timeout=HUNG_S, env=environment)
+        except subprocess.TimeoutExpired:
+            return ["it hung"], False
+        found = re.findall(r"^not ok \d+ - (\S+)", done.stdout, re.MULTILINE)
+        found += re.findall(r"^sim: (seed \d+ FAILED: .*)$", done.stdout, re.MULTILINE)
+        if done.returncode < 0:
+            found.append(signal.Signals(-done.returncode).name)
+        if done.returncode != 0 and not found:
+            found.append(f"exit status {done.returncode}")
+        return found, re.search(r"^ok .*# SKIP", done.stdout, re.MULTILINE) is not None
+
+    def notice(self, mutation, clean):
+        if isinstance(mutation.files, str):
+            raise Failed(mutation.files)
+        failures, skips = clean[mutation.program]
+        if failures:
+            raise Failed(f"{mutation.program} fails already, unchanged: {', '.join(failures)}")
+        for path, text in mutation.files.items():
+            (self.source / path).write_text(text, encoding="utf-8")
+        try:
+            self.make(mutation.target)
+            if mutation.program == "sim":
+                found, _ = self.failures(mutation, True)
+            else:
+                with one_at_a_time:
+                    found, _ = self.failures(mutation, True)
+        finally:
+            for path in mutation.files:
+                shutil.copyfile(root / path, self.source / path)  # with a new time, so that it is built again
+        if not found and skips:
+            raise Skipped(f"{mutation.program} skips something on this machine")
+        if not found:
+            raise Failed(f"{mutation.program} did not notice")
+        return f"{mutation.program}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+
+
+def work(tree, todo, clean, results):
+    while True:
+        try:
+            number, mutation = todo.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            results.put((number, mutation, "ok", tree.notice(mutation, clean)))
+        except Skipped as skipped:
+            results.put((number, mutation, "skip", str(skipped)))
+        except Exception as failure:  # of this one: the others go on
+            results.put((number, mutation, "not ok", str(failure)))
+
+
+def main():
+    patches = [patch for patch in sorted(here.glob("*.patch")) if not only or patch.stem in only]
+    mutations = [Mutation(patch) for patch in patches]
+    print(f"1..{len(mutations)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="weir-mutations-") as directory:
+        trees = [Tree(pathlib.Path(directory) / str(i)) for i in range(WORKERS)]
+        trees[0].make(*{mutation.target for mutation in mutations})
+        clean = {}
+        for mutation in mutations:
+            if mutation.program not in clean:
+                clean[mutation.program] = trees[0].failures(mutation, False)
+        todo, results = queue.Queue(), queue.Queue()
+        for numbered in enumerate(mutations, 1):
+            todo.put(numbered)
+        for tree in trees:
+            threading.Thread(target=work, args=(tree, todo, clean, results), daemon=True).start()
+        failed = 0
+        for _ in mutations:
+            number, mutation, verdict, note = results.get()
+            failed += verdict == "not ok"
+            print(f"{'ok' if verdict == 'skip' else verdict} {number} - {mutation.name}"
+                  f"{' # SKIP' if verdict == 'skip' else ''}")
+            for line in note.splitlines():
                 print(f"# {line}", flush=True)
-sys.exit(failed > 0)
+    return failed > 0
+
+
+try:
+    sys.exit(main())
+except Failed as stop:
+    print(f"Bail out! {stop}")
+    sys.exit(1)

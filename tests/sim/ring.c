@@ -49,6 +49,7 @@ struct weir__ring {
     uint32_t setup_flags;
     bool is_enabled;
     unsigned idle_enters; /* in a row */
+    unsigned vain_looks;  /* at an empty queue, since the last enter */
 };
 
 static weir__ring *the_ring; /* the loop's; there is one */
@@ -609,8 +610,11 @@ struct io_uring_sqe *weir__ring_sqe(weir__ring *ring) {
 }
 
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
-    if (ring->cq_head == ring->cq_tail)
+    if (ring->cq_head == ring->cq_tail) {
+        sim_require(++ring->vain_looks < MOST_IDLE_ENTERS,
+                    "the loop spins: it looks for completions and never enters");
         return false;
+    }
     *ret_cqe = ring->cqes[ring->cq_head++ % ring->cq_entries];
     return true;
 }
@@ -648,6 +652,7 @@ static int sleep_until(weir__ring *ring, int64_t deadline) {
 int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int64_t timeout_ns) {
     if (!ring->is_enabled)
         return -EBADFD;
+    ring->vain_looks = 0;
     sim_require(!sim.is_other_thread, "enter from another thread than the ring's");
     sim_require((enter_flags & IORING_ENTER_GETEVENTS) != 0, "enter without GETEVENTS");
     sim_require(wait == 0 || timeout_ns >= 0, "a wait without a timeout");
