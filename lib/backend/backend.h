@@ -49,6 +49,7 @@ enum weir__op_kind {
     WEIR__OP_NONE = 0,
     WEIR__OP_RECEIVE,
     WEIR__OP_SEND,
+    WEIR__OP_SEND_ROOM, /* a send that waits until there is room; the backend's */
     WEIR__OP_ACCEPT,
     WEIR__OP_ACCEPT_ONE,
     WEIR__OP_CONNECT,
@@ -62,7 +63,7 @@ struct weir__op {
     weir__op_fn complete;
     const void *data; /* send: bytes or a frame; connect: the address */
     int32_t fd;
-    uint32_t size;  /* of data */
+    uint32_t size;  /* of data; receive: the backend's */
     int32_t result; /* a FINAL that waits to be delivered */
     uint8_t kind;   /* enum weir__op_kind */
     uint8_t state;  /* the backend's */

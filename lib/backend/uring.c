@@ -58,6 +58,8 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     }
     if (!weir__list_is_empty(&u->finished))
         timeout_ns = 0; /* something ended just now, without the kernel */
+    if (u->group.parked_count > 0 && weir__pool_available(u->group.pool) > 0)
+        timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     r = enter(u, timeout_ns != 0, timeout_ns);
     return r < 0 ? r : 0;
 }
@@ -108,7 +110,9 @@ static bool is_quiet(const weir__backend *backend) {
 }
 
 static void tick(weir__backend *backend) {
-    weir__pool_trim(weir__uring_of(backend)->group.pool);
+    weir__uring *u = weir__uring_of(backend);
+    weir__uring_look_again(u);
+    weir__pool_trim(u->group.pool);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------- */
@@ -217,6 +221,7 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
     u->close_timeout_ns = tuning->close_timeout_ns > 0 ? tuning->close_timeout_ns : close_timeout_ns;
     weir__list_init(&u->waiting);
     weir__list_init(&u->finished);
+    weir__list_init(&u->doubtful);
     weir__op_init(&u->wake, woken);
     if ((setup_flags & IORING_SETUP_DEFER_TASKRUN) != 0)
         u->base.features |= WEIR_FEATURE_DEFER_TASKRUN;

@@ -64,9 +64,10 @@ typedef struct weir__uring {
     weir__ring *ring;
     weir__waker *waker;
     weir__uring_group group;
-    weir__link waiting;        /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
-    weir__link finished;       /* weir__op.link: FINISHED */
-    weir__op wake;             /* a poll of the waker's eventfd */
+    weir__link waiting;  /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
+    weir__link finished; /* weir__op.link: FINISHED */
+    weir__link doubtful; /* weir__op.link: receives, ARMED and not cancelled, that may have missed their end */
+    weir__op wake;       /* a poll of the waker's eventfd */
     weir__uring_frame *frames; /* free ones */
     uint32_t under_way;        /* operations that are not IDLE, wake included */
     uint32_t enter_flags;
@@ -98,6 +99,8 @@ void weir__uring_rearm(weir__uring *u, weir__op *op);
 /* Give waiting operations to the ring while it has entries. */
 void weir__uring_submit_waiting(weir__uring *u);
 void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
+/* About a second has passed: look at receives that have been silent in it. */
+void weir__uring_look_again(weir__uring *u);
 /* The last of an operation. Its owner may start it again, or free it, inside. */
 void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result);
 

@@ -2,6 +2,7 @@
 #include <poll.h>
 
 #include "backend/uring.h"
+#include "edge/sys.h"
 
 /*
  * Operations over io_uring. The life of one:
@@ -26,6 +27,13 @@ enum cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
 
 /* user_data is an operation's address; the lowest bit tells its cancellation's completion from its own. */
 enum { TAG_CANCEL = 1 };
+
+/* A receive's size. */
+enum {
+    POLLED_FIRST = 1, /* and has not been looked at since */
+    IS_FRESH = 2,     /* something came since the last look around */
+    HAS_ENDED = 4     /* result says how; it is being cancelled for that */
+};
 
 enum {
     /* One send in flight a stream, so this much is what a slow reader holds back in the kernel at most. */
@@ -53,7 +61,7 @@ void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, in
 }
 
 static void frame_free(weir__uring *u, weir__op *op) {
-    if (op->kind == WEIR__OP_SEND && op->size == 0) {
+    if ((op->kind == WEIR__OP_SEND || op->kind == WEIR__OP_SEND_ROOM) && op->size == 0) {
         weir__uring_frame *f = (weir__uring_frame *)(uintptr_t)op->data;
         f->header.msg_name = u->frames;
         u->frames = f;
@@ -76,6 +84,8 @@ static void finish_later(weir__uring *u, weir__op *op, int32_t result) {
 
 /* The kernel has ended it, and it is not to be started again. */
 static void finish(weir__uring *u, weir__op *op, int32_t result) {
+    if (op->kind == WEIR__OP_RECEIVE && (op->size & HAS_ENDED) != 0 && result == -ECANCELED)
+        result = op->result;
     if (op->cancel == CANCEL_WANTED) {
         weir__list_remove(&op->link);
         op->cancel = CANCEL_NONE;
@@ -90,7 +100,7 @@ static void finish(weir__uring *u, weir__op *op, int32_t result) {
 
 /* ---- submissions ------------------------------------------------------------------------------------ */
 
-static void prepare(const weir__uring *u, const weir__op *op, struct io_uring_sqe *sqe) {
+static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
     sqe->fd = op->fd;
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
@@ -101,19 +111,27 @@ static void prepare(const weir__uring *u, const weir__op *op, struct io_uring_sq
         sqe->ioprio = IORING_RECV_MULTISHOT;
         /* On an empty ring a receive answers -ENOBUFS at once, with nothing pending. This way it answers when
          * something is pending and there is no buffer for it. */
-        if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0)
+        op->size = 0;
+        if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0) {
             sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+            op->size = POLLED_FIRST;
+        }
         break;
     case WEIR__OP_SEND:
         /*
-         * Without MSG_WAITALL: the kernel would go on by itself after a short send, and a request that is woken
-         * often enough is moved to a worker thread, where a slow reader blocks it: a thread a stream. Taking the
-         * short count and sending the rest costs an entry for each time the socket's buffer ran full.
+         * The kernel is never to wait for room, neither for the first byte nor, with MSG_WAITALL, for the last: a
+         * request that was woken often enough is moved to a worker thread, where a slow reader blocks it, a thread
+         * a stream. An unread urgent byte is enough for that, since it keeps the kernel's own poll awake. So we
+         * take what there is room for, and wait for more by a poll for nothing else.
          */
-        sqe->msg_flags = MSG_NOSIGNAL;
+        sqe->msg_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
         sqe->addr = (uint64_t)(uintptr_t)op->data;
         sqe->opcode = op->size > 0 ? IORING_OP_SEND : IORING_OP_SENDMSG;
         sqe->len = op->size > 0 ? op->size : 1;
+        break;
+    case WEIR__OP_SEND_ROOM:
+        sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->poll32_events = POLLOUT;
         break;
     case WEIR__OP_ACCEPT:
     case WEIR__OP_ACCEPT_ONE:
@@ -229,6 +247,7 @@ void weir__uring_cancel(weir__backend *backend, weir__op *op) {
     case ARMED:
         if (op->cancel == CANCEL_NONE) {
             op->cancel = CANCEL_WANTED;
+            weir__list_remove(&op->link); /* of the doubtful ones */
             weir__list_append(&u->waiting, &op->link);
         }
         break;
@@ -250,9 +269,57 @@ static void mistrust(weir__uring *u) {
     u->is_mistrusted = true;
 }
 
+/*
+ * The end that is never told. A multishot receive stops when its socket says that it holds nothing more, and goes back
+ * to its poll, which tells of changes. If the peer wrote and ended (a Unix socket) or reset (TCP, too), both wake-ups may
+ * have been taken for one; and a receive that polled first may have found both there already. Then no change is left to
+ * tell of, and the stream would hang for ever (seen on 6.18).
+ *
+ * So after bytes with which a socket says that it is empty its receive is doubtful: it is looked at as soon as it has
+ * been silent from one look around to the next, at once if it polled first. If that finds the end, the receive is taken
+ * back for it.
+ */
+static void look_for_end(weir__uring *u, weir__op *op) {
+    int r = weir__sys_peek(op->fd);
+    if (r > 0 || r == -EAGAIN || r == -EINTR)
+        return;
+    op->size |= HAS_ENDED;
+    op->result = r;
+    weir__uring_cancel(&u->base, op);
+}
+
+static void doubt(weir__uring *u, weir__op *op) {
+    if ((op->size & POLLED_FIRST) != 0) {
+        op->size &= ~(uint32_t)POLLED_FIRST;
+        look_for_end(u, op);
+        return;
+    }
+    op->size |= IS_FRESH;
+    if (!weir__link_is_listed(&op->link))
+        weir__list_append(&u->doubtful, &op->link);
+}
+
+void weir__uring_look_again(weir__uring *u) {
+    enum { MOST_LOOKS = 1024 }; /* a system call each; the others have their turn at the next tick */
+    weir__link doubtful, *link;
+    unsigned looks = 0;
+    weir__list_move(&u->doubtful, &doubtful);
+    while ((link = weir__list_take_first(&doubtful)) != NULL) {
+        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
+        bool is_fresh = (op->size & IS_FRESH) != 0;
+        op->size &= ~(uint32_t)IS_FRESH;
+        if (!is_fresh && looks++ < MOST_LOOKS)
+            look_for_end(u, op);
+        else
+            weir__list_append(&u->doubtful, &op->link);
+    }
+}
+
 static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     weir__completion completion = { .result = cqe->res };
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0, is_lost = false;
+    if (is_over)
+        weir__list_remove(&op->link); /* of the doubtful ones, or of those that wait for a cancellation */
     if (op->group != u->group.id || u->is_mistrusted) {
         is_lost = true; /* whose bytes these are cannot be known */
     } else if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
@@ -295,6 +362,20 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     }
     if (is_over)
         finish(u, op, has_data || cqe->res == -ENOBUFS ? -ECANCELED : cqe->res);
+    else if ((cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE)
+        doubt(u, op);
+}
+
+/* A send, or its wait for room, which is no answer but a reason to try again. */
+static void sent(weir__uring *u, weir__op *op, int32_t result) {
+    bool is_wait = op->kind == WEIR__OP_SEND_ROOM;
+    bool goes_on = (is_wait && result >= 0) || result == -EAGAIN || result == -EINTR || result == -ECANCELED;
+    if (goes_on && op->cancel == CANCEL_NONE) {
+        op->kind = !is_wait && result == -EAGAIN ? WEIR__OP_SEND_ROOM : WEIR__OP_SEND;
+        wait_for_entry(u, op);
+    } else {
+        finish(u, op, is_wait && result >= 0 ? -ECANCELED : result);
+    }
 }
 
 static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
@@ -353,10 +434,8 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         received(u, op, cqe);
         break;
     case WEIR__OP_SEND:
-        if ((cqe->res == -EAGAIN || cqe->res == -EINTR || cqe->res == -ECANCELED) && op->cancel == CANCEL_NONE)
-            wait_for_entry(u, op);
-        else
-            finish(u, op, cqe->res);
+    case WEIR__OP_SEND_ROOM:
+        sent(u, op, cqe->res);
         break;
     case WEIR__OP_ACCEPT:
     case WEIR__OP_ACCEPT_ONE:

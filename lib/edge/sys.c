@@ -76,6 +76,11 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     CALL(send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
+int weir__sys_peek(int fd) {
+    char byte;
+    CALL(recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT));
+}
+
 int weir__sys_close(int fd) {
     CALL(close(fd));
 }

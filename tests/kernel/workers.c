@@ -74,6 +74,44 @@ static void urgent_bytes_on_one_stream_do_no_harm_to_its_neighbours(void **state
     test_close(&f);
 }
 
+/*
+ * A soak had worker threads, for ever: one for each peer that had sent an urgent byte and then did not read. What keeps
+ * the kernel's poll of a waiting send awake is the urgent byte, which nobody reads, and after 128 times it gave the send
+ * to a thread.
+ */
+enum { URGENT_PEERS = 20, UNREAD = 8 << 20 };
+
+static void peers_that_sent_an_urgent_byte_and_do_not_read_cost_no_thread(void **state) {
+    (void)state;
+    static scribe s[URGENT_PEERS];
+    static loan loans[URGENT_PEERS];
+    test_fixture f;
+    int peers[URGENT_PEERS];
+    uint8_t *bytes = pattern_new(1, UNREAD);
+    test_open(&f, NULL, NULL);
+    for (unsigned n = 0; n < URGENT_PEERS; n++) {
+        int fds[2];
+        test_pair(true, fds);
+        peers[n] = fds[1];
+        assert_int_equal(send(fds[1], "!", 1, MSG_OOB), 1);
+        scribe_init(&s[n], 0);
+        scribe_adopt(&f, &s[n], fds[0], NULL);
+        test_ok(weir_stream_pause(s[n].stream)); /* as an echo does whose peer does not read */
+        loans[n] = (loan){ .data = bytes, .size = UNREAD };
+        assert_true(weir_stream_write_external(s[n].stream, bytes, UNREAD, loan_release, &loans[n]) >= 0);
+    }
+    for (int turn = 0; turn < 20; turn++) {
+        scribe_turn(&f, 5 * MS);
+        expect_no_worker(&f);
+    }
+    for (unsigned n = 0; n < URGENT_PEERS; n++) {
+        assert_int_equal(loans[n].releases, 0); /* it is held back */
+        close(peers[n]);
+    }
+    test_close(&f);
+    free(bytes);
+}
+
 /* ---- slow readers ------------------------------------------------------------------------------------------------ */
 
 /* With a small send buffer the kernel takes little of a queue. Otherwise it takes some MiB, and the queue is longer. */
@@ -220,6 +258,7 @@ static void slow_readers_cost_no_thread_and_get_all_their_bytes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(urgent_bytes_on_one_stream_do_no_harm_to_its_neighbours),
+        cmocka_unit_test(peers_that_sent_an_urgent_byte_and_do_not_read_cost_no_thread),
         WITH(usual_send_buffers),
         WITH(small_send_buffers),
         WITH(many_wakes),

@@ -63,6 +63,8 @@ static struct {
 
     bool is_fd_open[MAX_FDS];
     unsigned fd_count;
+    int peek;
+    unsigned peeks;
     _Atomic(unsigned) signals, mappings;
     int64_t now;
 } script;
@@ -78,6 +80,7 @@ void script_begin(void) {
     script.kernel = 6U << 16 | 18U << 8;
     script.refused_entries = UINT32_MAX;
     script.now = 1000000000;
+    script.peek = -EAGAIN;
     script.entries = calloc(MAX_ENTRIES, sizeof(script_entry *));
     script.completions = calloc(MAX_COMPLETIONS, sizeof *script.completions);
 }
@@ -622,6 +625,20 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     if (r == 0)
         r = check_fd(fd);
     return r < 0 ? r : (int)size;
+}
+
+void script_set_peek(int result) {
+    script.peek = result;
+}
+
+unsigned script_peeks(void) {
+    return script.peeks;
+}
+
+int weir__sys_peek(int fd) {
+    (void)fd;
+    script.peeks++;
+    return script.peek;
 }
 
 int weir__sys_close(int fd) {

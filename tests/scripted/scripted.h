@@ -134,6 +134,9 @@ uint64_t script_mapped(void);
 /* ---- descriptors ------------------------------------------------------------------------------------ */
 
 unsigned script_fds_open(void);
+/* What a look at any socket says from now on: 1, 0 (its peer has ended), -errno. At first -EAGAIN. */
+void script_set_peek(int result);
+unsigned script_peeks(void);
 unsigned script_signals(void);  /* of eventfds */
 unsigned script_mappings(void); /* pages that are not inherited, still mapped */
 

@@ -182,6 +182,9 @@ int sim_poll(const sim_socket *socket) {
     int events = sim_readable(socket) > 0 || socket->pending_count > 0 ? POLLIN : 0;
     if (socket->has_ended || socket->is_reset)
         events |= POLLRDHUP | POLLIN;
+    const sim_socket *far = socket->other;
+    if (socket->is_shut || socket->is_reset || far == NULL || sim_readable(far) < far->room)
+        events |= POLLOUT;
     if (socket->is_reset && socket->has_error)
         events |= POLLERR;
     bool is_gone = !socket->is_tcp && socket->is_connected && socket->other == NULL;
@@ -319,6 +322,14 @@ int weir__sys_socketpair(int ret_fds[2]) {
 int weir__sys_send(int fd, const void *data, size_t size) {
     sim_socket *socket = sim_socket_of(fd);
     return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
+}
+
+int weir__sys_peek(int fd) {
+    sim_socket *socket = sim_socket_of(fd);
+    sim_require(socket != NULL && socket->kind == SIM_STREAM, "a look at descriptor %d, which is no stream", fd);
+    if (sim_readable(socket) > 0)
+        return 1;
+    return socket->has_error && !socket->ended_first ? sim_take_error(socket) : socket->has_ended ? 0 : -EAGAIN;
 }
 
 int weir__sys_close(int fd) {

@@ -20,10 +20,10 @@ typedef struct request {
     struct request *next;
     struct io_uring_sqe sqe;
     sim_socket *socket;
-    int polled;           /* events told already (edge-triggered) */
-    uint64_t signals;     /* of an eventfd, seen */
-    bool is_waiting_room; /* a send that found none */
+    int polled;       /* events told already (edge-triggered) */
+    uint64_t signals; /* of an eventfd, seen */
     bool has_tried;
+    unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
     int ended;          /* a result that is to come: -ECANCELED and the like; 0: none */
     int64_t not_before; /* an answer that takes its time */
 } request;
@@ -194,12 +194,39 @@ static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *
 
 /* ---- requests: each returns true when it is over ------------------------------------------------------ */
 
+/* How it has ended, each way a bit; 0: not. TCP's orderly end the kernel never forgets. */
+static unsigned end_of(const sim_socket *socket) {
+    bool is_gone = socket->is_connected && socket->other == NULL;
+    return (socket->has_ended ? 1U : 0) | (socket->has_error || socket->is_reset ? 2U : 0) | (is_gone ? 4U : 0);
+}
+
+/* The far end wrote and ended, and both woke the receive at once, or before it polled: only the bytes are noticed. What
+ * the far end does after that is one more wake-up. */
+static void may_forget_end(request *r) {
+    const sim_socket *socket = r->socket;
+    unsigned end = end_of(socket);
+    bool has_polled = (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) != 0;
+    r->sqe.ioprio &= (uint16_t)~IORING_RECVSEND_POLL_FIRST;
+    if (end == 0 || (socket->is_tcp && !socket->is_reset) || socket->is_disconnected)
+        return;
+    if (has_polled || sim_fault(SIM_FORGET_END)) {
+        sim_event(SIM_EVENT_END_FORGOTTEN);
+        r->forgotten = end;
+    }
+}
+
+static bool has_something_for(const request *r) {
+    const sim_socket *socket = r->socket;
+    return sim_readable(socket) > 0 || ((socket->has_ended || socket->has_error) &&
+                                        (r->forgotten != end_of(socket) || socket->is_disconnected));
+}
+
 static bool run_receive(weir__ring *ring, request *r) {
     sim_socket *socket = r->socket;
     weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
     bool is_multishot = (r->sqe.ioprio & IORING_RECV_MULTISHOT) != 0;
     bool is_empty = group == NULL || group->head == group->tail;
-    bool has_something = sim_readable(socket) > 0 || socket->has_ended || socket->has_error;
+    bool has_something = has_something_for(r);
     if (!r->has_tried && !has_something && is_empty && (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
         sim_event(SIM_EVENT_EMPTY_AT_ONCE);
         starve(r->sqe.user_data, socket);
@@ -211,8 +238,7 @@ static bool run_receive(weir__ring *ring, request *r) {
     r->has_tried = true;
     for (int retry = 0; retry < RETRIES; retry++) {
         size_t size = sim_readable(socket);
-        has_something = size > 0 || socket->has_ended || socket->has_error;
-        if (!has_something)
+        if (!has_something_for(r))
             return false;
         if (group == NULL || group->head == group->tail || sim_fault(SIM_NO_BUFFERS)) {
             sim_event(size > 0 ? SIM_EVENT_EMPTY_WITH_DATA : SIM_EVENT_EMPTY_WITH_END);
@@ -240,6 +266,10 @@ static bool run_receive(weir__ring *ring, request *r) {
             end_request(ring, r, (int)size, flags);
             return true;
         }
+        if (sim_readable(socket) > 0)
+            flags |= IORING_CQE_F_SOCK_NONEMPTY;
+        else
+            may_forget_end(r);
         post(ring, r->sqe.user_data, (int)size, flags | IORING_CQE_F_MORE);
     }
     sim_event(SIM_EVENT_MANY_RETRIES);
@@ -265,12 +295,11 @@ static bool run_send(weir__ring *ring, request *r) {
         if (res < 0 || (size_t)res < size)
             break;
     }
-    if (sent == 0 && res == -EAGAIN) {
-        r->is_waiting_room = true;
+    if (sent == 0 && res == -EAGAIN && (r->sqe.msg_flags & MSG_DONTWAIT) == 0) {
+        sim_require(!r->socket->is_urgent,
+                    "descriptor %d: a send that waits in the kernel has got a worker thread", r->socket->fd);
         return false;
     }
-    if (r->is_waiting_room)
-        sim_event(SIM_EVENT_SEND_WAITED);
     if (sent == 0)
         sim_event(SIM_EVENT_SEND_FAILED);
     else if (sent < vectors[0].iov_len || count > 1)
@@ -344,7 +373,10 @@ static bool run_poll(weir__ring *ring, request *r) {
     if ((events & ~r->polled) == 0)
         return false;
     r->polled = events;
-    sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
+    if ((r->sqe.poll32_events & POLLOUT) != 0)
+        sim_event(SIM_EVENT_SEND_WAITED);
+    else
+        sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
     bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !has_room(ring) || sim_fault(SIM_WATCH_END);
     if (ends)
         end_request(ring, r, events, 0);
@@ -392,7 +424,7 @@ static bool is_ready(const weir__ring *ring, const request *r) {
         return sim.now_ns >= r->not_before;
     switch (r->sqe.opcode) {
     case IORING_OP_RECV:
-        return sim_readable(socket) > 0 || socket->has_ended || socket->has_error;
+        return has_something_for(r);
     case IORING_OP_SEND:
     case IORING_OP_SENDMSG:
         return socket->is_reset || socket->is_shut || socket->other == NULL || socket->has_error ||

@@ -27,6 +27,8 @@
 
 #define SIM_FAULTS(X)                                                    \
     X(SPLIT, "a receive brings less than there is")                      \
+    X(FORGET_END, "an end or a reset is not told after data")            \
+    X(URGENT, "a peer sends an urgent byte, which nobody reads")         \
     X(RETIRE_EARLY, "a buffer is given up with room left")               \
     X(END_WITH_DATA, "a multishot receive ends with data")               \
     X(NO_BUFFERS, "no buffer for a receive although some are published") \
@@ -72,6 +74,7 @@ enum sim_fault {
     X(CLASSIC, "one completion, one buffer")                                         \
     X(INTERLEAVED, "two streams in one buffer")                                      \
     X(END, "end of stream: 0 without a buffer")                                      \
+    X(END_FORGOTTEN, "a receive does not tell of an end or a reset behind data")     \
     X(RESET_SEEN, "a receive ends with an error")                                    \
     X(CANCELLED, "a receive ends with -ECANCELED")                                   \
     X(CANCELLED_WITH_DATA, "cancelled with data queued: it stays in the socket")     \
@@ -84,7 +87,7 @@ enum sim_fault {
     X(FLUSH, "overflown completions are flushed")                                    \
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue") \
     X(SHORT, "a short send")                                                         \
-    X(SEND_WAITED, "a send waited for room")                                         \
+    X(SEND_WAITED, "a send found no room, and a poll told of some")                  \
     X(SEND_FAILED, "a send failed")                                                  \
     X(CANCEL_FIRST, "a cancellation answered before its target")                     \
     X(CANCEL_SECOND, "a cancellation answered after its target")                     \
@@ -126,6 +129,7 @@ struct sim_socket {
     /* stream */
     sim_socket *other;                                          /* the far end; NULL: none yet, or gone */
     bool is_connected, is_reset, has_error, has_ended, is_shut; /* has_ended: the far end sends no more */
+    bool is_urgent;                                             /* which keeps the kernel's own polls awake */
     bool ended_first, is_disconnected; /* before it was reset; by connect(2) with AF_UNSPEC */
     sim_bytes received;
     size_t room; /* for received */

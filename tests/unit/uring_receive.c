@@ -177,6 +177,142 @@ static void error_of_the_stream_is_final(void **state) {
     rig_close();
 }
 
+/*
+ * A soak hung: a peer on a Unix socket had written a few bytes and ended, the bytes had come, and the end never did.
+ * The kernel (6.18) had taken both wake-ups for one, found that the socket held nothing more and went to sleep over it.
+ * A reset over TCP can be lost likewise. So a socket that said with its bytes that it is empty, and was silent for a
+ * while, is looked at.
+ */
+static void tick(void) {
+    r.backend->verbs->tick(r.backend);
+}
+
+static script_entry *silent_receive(void) {
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_receive(entry, "bye", 3, true);
+    rig_turn();
+    told_bytes(o, "bye");
+    tick();
+    rig_turn();
+    assert_int_equal(script_peeks(), 0); /* it was not silent for long */
+    return entry;
+}
+
+static void end_that_the_kernel_forgot_is_told(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    script_set_peek(0);
+    tick();
+    told_nothing_more(o);
+    rig_submit();
+    script_entry *cancellation = script_expect_cancel(entry);
+    script_complete(entry, -ECANCELED, 0);
+    script_complete(cancellation, 0, 0);
+    rig_turn();
+    told_final(o, 0);
+    assert_int_equal(script_peeks(), 1);
+    rig_close();
+}
+
+static void end_that_the_kernel_told_after_all_is_told_once(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    script_set_peek(0);
+    script_complete(entry, 0, 0); /* it lies in the queue already */
+    tick();
+    rig_dispatch();
+    told_final(o, 0);
+    rig_submit();
+    assert_int_equal(script_unseen(), 0);
+    rig_close();
+}
+
+static void error_found_by_looking_is_told(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    script_set_peek(-ECONNRESET); /* which the socket tells once */
+    tick();
+    rig_submit();
+    script_entry *cancellation = script_expect_cancel(entry);
+    script_complete(cancellation, 0, 0);
+    script_complete(entry, -ECANCELED, 0);
+    rig_turn();
+    told_final(o, -ECONNRESET);
+    rig_close();
+}
+
+static void cancel_after_a_forgotten_end_still_tells_of_the_end(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    script_set_peek(0);
+    tick();
+    r.backend->verbs->cancel(r.backend, &o->op); /* a pause, say: nothing more would come of the socket */
+    rig_submit();
+    script_complete(script_expect_cancel(entry), 0, 0);
+    script_complete(entry, -ECANCELED, 0);
+    rig_turn();
+    told_final(o, 0);
+    rig_close();
+}
+
+static void silent_receive_is_looked_at_once_and_again_when_it_was_heard_of(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    tick();
+    assert_int_equal(script_peeks(), 1); /* nothing there: it goes on */
+    for (int i = 0; i < 3; i++)
+        tick();
+    assert_int_equal(script_peeks(), 1);
+    for (int i = 0; i < 3; i++) { /* never silent for long */
+        script_receive(entry, "more", 4, true);
+        rig_turn();
+        told_bytes(o, "more");
+        tick();
+    }
+    assert_int_equal(script_peeks(), 1);
+    tick();
+    assert_int_equal(script_peeks(), 2);
+    rig_cancel_and_close(o, 1);
+}
+
+static void receive_that_the_kernel_goes_on_with_is_not_looked_at(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open_default();
+    script_entry *entry = rig_receive(o, 7);
+    script_consume(entry, 4);
+    script_complete(entry, 4,
+                    IORING_CQE_F_BUFFER | (uint32_t)script_published(0).id << IORING_CQE_BUFFER_SHIFT |
+                        IORING_CQE_F_BUF_MORE | IORING_CQE_F_MORE | IORING_CQE_F_SOCK_NONEMPTY);
+    rig_turn();
+    tick();
+    tick();
+    assert_int_equal(script_peeks(), 0); /* the socket holds more, which the kernel takes by itself */
+    script_receive(entry, "last", 4, false);
+    rig_turn();
+    tick();
+    tick();
+    assert_int_equal(script_peeks(), 0); /* it is armed again, which looks */
+    rig_cancel_and_close(o, 1);
+}
+
+static void doubtful_receive_can_be_cancelled(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    r.backend->verbs->cancel(r.backend, &o->op);
+    tick();
+    rig_submit();
+    script_complete(script_expect_cancel(entry), 0, 0);
+    script_complete(entry, -ECANCELED, 0);
+    rig_turn();
+    told_final(o, -ECANCELED);
+    tick();
+    assert_int_equal(script_peeks(), 0);
+    rig_close();
+}
+
 static void end_may_carry_the_last_word_on_a_buffer(void **state) {
     (void)state;
     owner_init(o);
@@ -345,6 +481,26 @@ static void receive_without_a_buffer_polls_first(void **state) {
     close_dry(2);
 }
 
+/* One that polled first finds data and end there, takes the data and goes back to its poll, which tells of changes
+ * only. Streams that had found no buffer delivered their data, later, and then hung for ever. */
+static void receive_that_polled_first_is_looked_at_with_its_first_bytes(void **state) {
+    (void)state;
+    open_dry(1);
+    script_entry *entry = rig_receive(&o[1], 101);
+    assert_true(polls_first(entry));
+    drop_kept(1);
+    rig_submit();
+    script_receive(entry, "a", 1, true);
+    rig_turn();
+    told_bytes(&o[1], "a");
+    assert_int_equal(script_peeks(), 1);
+    script_receive(entry, "b", 1, true); /* from here on it is one like the others */
+    rig_turn();
+    told_bytes(&o[1], "b");
+    assert_int_equal(script_peeks(), 1);
+    close_dry(2);
+}
+
 static void newcomer_polls_first_while_others_are_parked(void **state) {
     (void)state;
     open_dry(2);
@@ -469,6 +625,14 @@ int main(void) {
         rig_test(receive_ended_with_data_is_armed_again_after_the_data),
         rig_test(receive_ended_for_no_reason_is_armed_again),
         rig_test(end_of_the_stream_is_final),
+        rig_test(end_that_the_kernel_forgot_is_told),
+        rig_test(end_that_the_kernel_told_after_all_is_told_once),
+        rig_test(error_found_by_looking_is_told),
+        rig_test(cancel_after_a_forgotten_end_still_tells_of_the_end),
+        rig_test(silent_receive_is_looked_at_once_and_again_when_it_was_heard_of),
+        rig_test(receive_that_the_kernel_goes_on_with_is_not_looked_at),
+        rig_test(doubtful_receive_can_be_cancelled),
+        rig_test(receive_that_polled_first_is_looked_at_with_its_first_bytes),
         rig_test(error_of_the_stream_is_final),
         rig_test(end_may_carry_the_last_word_on_a_buffer),
         rig_test(final_may_start_the_operation_again),

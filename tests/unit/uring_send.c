@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Sending: what of a queue goes into one submission, what a short or interrupted one means, and whose frame it
  * is. */
+#include <poll.h>
+
 #include "unit/rig.h"
 
 static owner o[8];
@@ -52,7 +54,8 @@ static void one_range_is_sent_from_where_it_lies(void **state) {
     script_entry *entry = send_queue(IORING_OP_SEND);
     assert_true(entry->sqe.addr == (uintptr_t)queue.first->data);
     assert_int_equal(entry->sqe.len, 5);
-    assert_int_equal(entry->sqe.msg_flags, MSG_NOSIGNAL); /* a signal would be the application's end */
+    /* A signal would be the application's end, and a wait for room may be in a worker thread. */
+    assert_int_equal(entry->sqe.msg_flags, MSG_NOSIGNAL | MSG_DONTWAIT);
     sent(entry, 5);
     assert_null(queue.first);
     close_queue();
@@ -74,7 +77,7 @@ static void several_ranges_are_gathered_in_order(void **state) {
     assert_null(header->msg_name);
     assert_null(header->msg_control);
     assert_int_equal(header->msg_controllen, 0);
-    assert_int_equal(entry->sqe.msg_flags, MSG_NOSIGNAL);
+    assert_int_equal(entry->sqe.msg_flags, MSG_NOSIGNAL | MSG_DONTWAIT);
     sent(entry, 11);
     close_queue();
 }
@@ -131,7 +134,7 @@ static void short_send_is_told_as_it_is(void **state) {
 
 static void interrupted_send_is_started_again_with_the_same_bytes(void **state) {
     (void)state;
-    static const int errors[] = { -EINTR, -EAGAIN, -ECANCELED };
+    static const int errors[] = { -EINTR, -ECANCELED };
     open_queue();
     push("one", 3);
     push("two", 3);
@@ -148,6 +151,78 @@ static void interrupted_send_is_started_again_with_the_same_bytes(void **state) 
         assert_memory_equal(header->msg_iov[1].iov_base, "two", 3);
     }
     sent(entry, 6);
+    close_queue();
+}
+
+/*
+ * A soak showed worker threads: of sends to peers that had sent an urgent byte and did not read. The kernel's own poll
+ * asks for urgent data too, so it was ready at once, again and again, although there was no room; after 128 times the
+ * send went to a thread. The kernel is asked not to wait, and we wait by a poll for room alone.
+ */
+static script_entry *wait_for_room(script_entry *entry) {
+    script_complete(entry, -EAGAIN, 0);
+    rig_turn();
+    told_nothing_more(o);
+    rig_submit();
+    script_entry *poll = script_expect(IORING_OP_POLL_ADD, 7);
+    assert_int_equal(poll->sqe.poll32_events, POLLOUT);
+    assert_int_equal(poll->sqe.len, 0); /* once */
+    return poll;
+}
+
+static void send_without_room_waits_for_room_and_nothing_else(void **state) {
+    (void)state;
+    static const int answers[] = { POLLOUT, POLLERR | POLLHUP, -ECANCELED, -EINTR };
+    open_queue();
+    push("one", 3);
+    push("two", 3);
+    script_entry *entry = send_queue(IORING_OP_SENDMSG);
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        const struct msghdr *header = header_of(entry);
+        script_complete(wait_for_room(entry), answers[i], 0);
+        rig_turn();
+        told_nothing_more(o);
+        rig_submit();
+        entry = script_expect(IORING_OP_SENDMSG, 7);
+        assert_ptr_equal(header_of(entry), header);
+    }
+    sent(entry, 6);
+    close_queue();
+}
+
+static void send_that_waits_for_room_can_be_cancelled(void **state) {
+    (void)state;
+    static const int answers[] = { -ECANCELED, POLLOUT };
+    open_queue();
+    push("one", 3);
+    push("two", 3);
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        script_entry *poll = wait_for_room(send_queue(IORING_OP_SENDMSG));
+        r.backend->verbs->cancel(r.backend, &o->op);
+        rig_submit();
+        script_complete(script_expect_cancel(poll), 0, 0);
+        script_complete(poll, answers[i], 0);
+        rig_turn();
+        told_final(o, -ECANCELED);
+        assert_int_equal(queue.bytes, 6);
+    }
+    uint64_t allocations = atomic_load(&r.memory.allocations);
+    script_complete(send_queue(IORING_OP_SENDMSG), -EAGAIN, 0); /* it is to poll, and has no entry yet */
+    rig_dispatch();
+    r.backend->verbs->cancel(r.backend, &o->op);
+    rig_turn();
+    told_final(o, -ECANCELED);
+    sent(send_queue(IORING_OP_SENDMSG), 6);
+    assert_int_equal(atomic_load(&r.memory.allocations), allocations); /* frames came back each time */
+    close_queue();
+}
+
+static void failed_wait_for_room_is_the_sends_failure(void **state) {
+    (void)state;
+    open_queue();
+    push("one", 3);
+    sent(wait_for_room(send_queue(IORING_OP_SEND)), -ENOMEM);
+    assert_int_equal(queue.bytes, 3);
     close_queue();
 }
 
@@ -271,6 +346,9 @@ int main(void) {
         rig_test(one_send_takes_no_more_ranges_than_its_frame_has),
         rig_test(short_send_is_told_as_it_is),
         rig_test(interrupted_send_is_started_again_with_the_same_bytes),
+        rig_test(send_without_room_waits_for_room_and_nothing_else),
+        rig_test(send_that_waits_for_room_can_be_cancelled),
+        rig_test(failed_wait_for_room_is_the_sends_failure),
         rig_test(interrupted_send_that_was_cancelled_ends),
         rig_test(partial_count_of_a_cancelled_send_is_told),
         rig_test(failed_send_is_final),
