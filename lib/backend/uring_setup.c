@@ -14,8 +14,8 @@
  *     is all there is. Before Linux 6.12.29 a single-shot receive that completes inline is overtaken by a multishot
  *     one submitted behind it; that is the order which is tried.
  *
- * A second reordering, over a completion queue that overflows, was repaired in 6.12.31 and cannot be tried. So
- * incremental rings want the tests and that version. Refusing a kernel with a good backport costs a little speed;
+ * A second reordering, over a completion queue that overflows, was repaired in 6.15 and 6.12.31 and cannot be tried. So
+ * incremental rings want the tests and such a version. Refusing a kernel with a good backport costs a little speed;
  * accepting a bad one would cost bytes.
  */
 
@@ -158,11 +158,15 @@ static int self_test(const weir_allocator *allocator, const char **ret_reason) {
 /* The kernel does not change while we run, so its answer is kept: NULL, untried; "", incremental; else why not. */
 static _Atomic(const char *) verdict;
 
+static bool is_repaired(uint32_t kernel) {
+    return kernel >= KERNEL(6, 15, 0) || (kernel >= KERNEL(6, 12, 31) && kernel < KERNEL(6, 13, 0));
+}
+
 static int try_incremental(const weir_allocator *allocator, const char **ret_reason) {
     const char *reason = atomic_load(&verdict);
     if (reason == NULL) {
-        reason = "this kernel is older than 6.12.31, whose incremental rings can mix up connections";
-        int r = weir__sys_kernel_version() < KERNEL(6, 12, 31) ? 0 : self_test(allocator, &reason);
+        reason = "incremental rings can mix up connections before Linux 6.12.31, and in 6.13 and 6.14";
+        int r = is_repaired(weir__sys_kernel_version()) ? self_test(allocator, &reason) : 0;
         if (r < 0)
             return r; /* no memory, no descriptors: not the kernel's nature, to be tried again */
         if (r > 0)
