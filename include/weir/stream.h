@@ -48,7 +48,7 @@ enum weir_close_reason {
  *             not noticed meanwhile, as if it were paused
  *   on_end    the peer sends no more; writing goes on, and closing is up to you, also when you have shut down
  *             your half. NULL: weir_stream_close()
- *   on_drain  after WEIR_WRITE_FULL: the queue has fallen to the low mark
+ *   on_drain  after WEIR_WRITE_FULL, or a refused write with something queued: the queue has fallen to the low mark
  *   on_close  last, once. reason: enum weir_close_reason; error: 0 or -errno. The descriptor is closed already: for
  *             a log, ask for the peer's address before
  */
@@ -72,20 +72,20 @@ typedef struct weir_stream_options {
     uint32_t flags;             /* WEIR_STREAM_* */
     uint32_t reserved;          /* 0 */
     uint64_t queue_limit_bytes; /* a write beyond is refused; default 16 MiB */
-    uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB */
+    uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB, at most half of the limit */
     uint64_t queue_low_bytes;   /* on_drain; default a quarter of high */
     int64_t connect_timeout_ns; /* default 30 s */
-    int64_t linger_timeout_ns;  /* weir_stream_close waits so long for the peer; default 10 s */
+    int64_t linger_timeout_ns;  /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */
 } weir_stream_options;
 
 typedef struct weir_stream_stats {
     size_t size;                  /* in: sizeof(weir_stream_stats) */
     uint64_t bytes_in, bytes_out; /* received from, and taken by, the kernel */
-    uint64_t bytes_copied;        /* copied by weir_stream_write, or from uncounted bytes */
-    uint64_t slices;              /* received */
-    uint64_t queued_bytes;        /* written and not yet taken by the kernel */
-    uint64_t queue_peak_bytes;    /* the most that ever was */
-    uint64_t staged_bytes;        /* received while paused, not yet delivered */
+    uint64_t bytes_copied; /* by weir_stream_write, from uncounted bytes, or small slices while memory is short */
+    uint64_t slices;       /* received */
+    uint64_t queued_bytes; /* written and not yet taken by the kernel */
+    uint64_t queue_peak_bytes; /* the most that ever was */
+    uint64_t staged_bytes;     /* received while paused, not yet delivered */
 } weir_stream_stats;
 
 /* ---- getting one ------------------------------------------------------------------------------------ */
@@ -191,8 +191,8 @@ enum weir_write_result {
  * fine and does nothing (but write_external's, which would have nothing to release).
  *
  * Context:   loop's thread, from when the stream exists; no callback.
- * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget;
- *            -EPIPE: shut down, closing or closed; -ENOMEM; -EPERM. On failure nothing was queued, and the
+ * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget (if anything is
+ *            queued, on_drain will say when to try again); -EPIPE: shut down, closing or closed; -ENOMEM; -EPERM. On failure nothing was queued, and the
  *            stream goes on.
  * Since:     0.1
  */
@@ -203,7 +203,8 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_write(weir_stream *stream, const void *
  * @slice: borrowed or yours, from any loop; stays what it was
  *
  * The queue takes a reference of its own and drops it when the kernel has let go of the bytes, so one slice
- * may be queued on any number of streams. Uncounted bytes (owner NULL) are copied.
+ * may be queued on any number of streams. Uncounted bytes (owner NULL) are copied; so is, while three quarters of the
+ * budget are used, a slice that would wait behind others and is small for its buffer (see weir_slice_keep()).
  *
  * Ownership: yours is yours still: unref it after the call if you are done with it.
  * Context:   as weir_stream_write(). Allocates nothing in the usual case.

@@ -2,11 +2,13 @@
 #include "edge/sys.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -74,6 +76,13 @@ int weir__sys_socketpair(int ret_fds[2]) {
 
 int weir__sys_send(int fd, const void *data, size_t size) {
     CALL(send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+int weir__sys_unsent(int fd) {
+    int bytes = 0, saved = errno;
+    int r = ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;
+    errno = saved;
+    return r;
 }
 
 int weir__sys_peek(int fd) {

@@ -81,6 +81,11 @@ static inline void weir__block_unref_local(weir_block *block) {
         weir__block_unref_shared(block);
 }
 
+/* Would a reference for @size bytes of it pin more than eight times as much? */
+static inline bool weir__block_is_large_for(const weir_block *block, size_t size) {
+    return size < (block->capacity + 7) / 8;
+}
+
 /* For the loop whose key is @owner: locally where the block is its own. */
 static inline void weir__block_ref_by(weir_block *block, const void *owner) {
     if (WEIR__LIKELY(weir__pool_owner(block->pool) == owner))

@@ -52,6 +52,7 @@ struct weir_pool {
     /* Any thread. */
     _Atomic(weir_block *) returned; /* a stack of weir_block.next; CLOSED once the loop is gone */
     _Atomic(uint32_t) parked;
+    _Atomic(uint32_t) is_wanted; /* a block found no room: buffers are not to lie idle */
     _Atomic(uint64_t) used, peak, blocks, copied;
     uint64_t block_share; /* what blocks may have of the budget */
 };
@@ -202,6 +203,7 @@ bool weir__pool_charge(weir_pool *pool, uint64_t bytes) {
         return false;
     if (!use(pool, bytes)) {
         atomic_fetch_sub(&pool->blocks, bytes);
+        atomic_store_explicit(&pool->is_wanted, 1, memory_order_relaxed);
         return false;
     }
     atomic_fetch_add_explicit(&pool->refs, 1, memory_order_relaxed);
@@ -214,6 +216,11 @@ void weir__pool_uncharge(weir_pool *pool, uint64_t bytes) {
     if (bytes > 0 && atomic_load(&pool->parked) > 0)
         pool->config.wake(pool->config.host);
     pool_unref(pool);
+}
+
+bool weir__pool_is_short(const weir_pool *pool) {
+    uint64_t budget = pool->config.budget_bytes;
+    return atomic_load_explicit(&pool->used, memory_order_relaxed) > budget - budget / 4;
 }
 
 void weir__pool_add_copied(weir_pool *pool, uint64_t bytes) {
@@ -360,6 +367,16 @@ void weir__pool_end_dispatch(weir_pool *pool) {
         weir__block_unref_local(&buffer->block);
     }
     weir__pool_collect(pool);
+    if (WEIR__UNLIKELY(atomic_load_explicit(&pool->is_wanted, memory_order_relaxed) != 0)) {
+        atomic_store_explicit(&pool->is_wanted, 0, memory_order_relaxed);
+        weir__pool_free_idle(pool);
+    }
+}
+
+void weir__pool_free_idle(weir_pool *pool) {
+    while (!weir__list_is_empty(&pool->idle))
+        idle_free(pool, WEIR__CONTAINER(pool->idle.previous, weir__buffer, link));
+    pool->idle_low = 0;
 }
 
 void weir__pool_starve(weir_pool *pool) {
@@ -443,8 +460,7 @@ static void close_returns(weir_pool *pool) {
     atomic_store(&pool->parked, 0);
     weir__pool_collect(pool);
     collect(pool, atomic_exchange(&pool->returned, CLOSED));
-    while (!weir__list_is_empty(&pool->idle))
-        idle_free(pool, WEIR__CONTAINER(pool->idle.next, weir__buffer, link));
+    weir__pool_free_idle(pool);
     pool_unref(pool);
 }
 

@@ -80,6 +80,8 @@ void weir__pool_collect(weir_pool *pool);
 void weir__pool_starve(weir_pool *pool);
 /* Streams that wait for a buffer; while there are any, memory that comes back on another thread wakes the loop. */
 void weir__pool_set_parked(weir_pool *pool, uint32_t streams);
+/* Give up buffers that lie idle: somebody else needs the memory. */
+void weir__pool_free_idle(weir_pool *pool);
 /* Some time has passed (about a second): narrow the window, free what was not needed in all of it. */
 void weir__pool_trim(weir_pool *pool);
 
@@ -96,6 +98,7 @@ uint32_t weir__pool_generation(const weir_pool *pool);
 const weir_allocator *weir__pool_allocator(const weir_pool *pool);
 bool weir__pool_charge(weir_pool *pool, uint64_t bytes);   /* for a block; false: the share is spent */
 void weir__pool_uncharge(weir_pool *pool, uint64_t bytes); /* and wake those who wait for it */
+bool weir__pool_is_short(const weir_pool *pool);           /* three quarters of the budget are used */
 void weir__pool_add_copied(weir_pool *pool, uint64_t bytes);
 uint64_t weir__pool_copied(const weir_pool *pool);
 void weir__pool_return(weir_block *buffer); /* the last reference to a buffer is gone */

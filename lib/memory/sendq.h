@@ -42,6 +42,9 @@ typedef struct weir__sendq {
 
 /* Append a slice by reference; a neighbour in the same memory extends the last range. 0; -ENOMEM. */
 int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice);
+/* Append a slice, by reference or, while memory is short and it would pin much more than it is, as a copy. Return: bytes
+ * copied; -ENOMEM. */
+int weir__sendq_add(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir_slice *slice);
 /* Append a copy; small ones share a block. All or nothing. 0; -ENOMEM; -ENOBUFS. */
 int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data, size_t size);
 /* The first bytes of the queue as vectors, at most @max of them and @limit_bytes. Return: how many. */

@@ -123,8 +123,7 @@ WEIR_API int weir_slice_keep(const weir_slice *slice, weir_slice *ret_slice) {
         return WEIR__MISTAKE(-EINVAL, "no slice, or uncounted bytes");
     if (slice->owner != NULL && is_foreign(slice->owner))
         return -ECHILD;
-    /* At least an eighth of what it would pin: then a reference pins at most eight times what is kept. */
-    if (slice->size == 0 || slice->size >= (slice->owner->capacity + 7) / 8) {
+    if (slice->size == 0 || !weir__block_is_large_for(slice->owner, slice->size)) {
         weir_slice_ref(slice->size > 0 ? slice : &empty, ret_slice);
         return 0;
     }

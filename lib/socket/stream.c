@@ -69,7 +69,7 @@ int weir__stream_settings_read(const weir_stream_options *user_options, weir__st
         return -EINVAL;
     uint64_t limit = options.queue_limit_bytes, high = options.queue_high_bytes, low = options.queue_low_bytes;
     limit = limit > 0 ? limit : 16 << 20;
-    high = high > 0 ? high : weir__min_u64(1 << 20, limit);
+    high = high > 0 ? high : weir__min_u64(1 << 20, (limit + 1) / 2);
     low = low > 0 ? low : high / 4;
     if (high > limit || low > high)
         return -EINVAL;
@@ -98,14 +98,27 @@ static void end(weir__actor *actor, int reason);
 static void drain(weir__actor *actor);
 static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain };
 
-/* Connecting takes too long, or the peer of a graceful close does nothing. */
+/* Connecting takes too long, the peer of a graceful close does nothing, or what came in before a failed send is still
+ * not all. */
 static void timed_out(weir__timeout *timeout) {
     weir_stream *stream = WEIR__CONTAINER(timeout, weir_stream, timeout);
     if (!stream->is_connected && weir__loop_now(stream->loop) < stream->dialling->deadline) {
         weir__stream_mark(stream); /* it was time to try again, not yet to give up */
         return;
     }
-    weir__stream_fail(stream, stream->is_connected ? WEIR_CLOSE_LINGER : WEIR_CLOSE_CONNECT, -ETIMEDOUT);
+    if (stream->is_connected && stream->output_error == 0 && weir__sys_unsent(stream->fd) < stream->unsent_bytes) {
+        weir__stream_linger(stream); /* our queue is empty, but the peer still takes what the kernel has of it */
+        return;
+    }
+    if (stream->output_error != 0)
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
+    else
+        weir__stream_fail(stream, stream->is_connected ? WEIR_CLOSE_LINGER : WEIR_CLOSE_CONNECT, -ETIMEDOUT);
+}
+
+void weir__stream_linger(weir_stream *stream) {
+    stream->unsent_bytes = weir__sys_unsent(stream->fd);
+    weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
 }
 
 int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *settings,
@@ -307,7 +320,7 @@ WEIR_API int weir_stream_close(weir_stream *stream) {
     if (!stream->is_connected && stream->queue.bytes == 0)
         weir__stream_fail(stream, WEIR_CLOSE_LOCAL, 0); /* nothing to send, so nobody to wait for */
     else if (stream->is_connected)
-        weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
+        weir__stream_linger(stream);
     weir__stream_mark(stream);
     return 0;
 }

@@ -42,6 +42,7 @@ struct weir_stream {
     uint8_t reason; /* enum weir_close_reason, once it has one */
     int error;
     int output_error; /* the send failed; what has come in is still delivered before the stream fails */
+    int unsent_bytes; /* while it lingers: what the kernel held of ours when the timeout was set */
 
     bool is_tcp : 1;
     bool is_connected : 1;
@@ -72,13 +73,16 @@ void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settin
 void weir__stream_fail(weir_stream *stream, int reason, int error);
 void weir__stream_mark(weir_stream *stream);
 
+/* The peer gets the linger timeout, from now on, for what it has not taken yet. */
+void weir__stream_linger(weir_stream *stream);
+
 /* The connection is there: CONNECTING becomes OPEN. */
 void weir__stream_opened(weir_stream *stream);
 
 /* The two directions: what stream.c settles, in this order. */
 void weir__stream_settle_output(weir_stream *stream);
 void weir__stream_settle_input(weir_stream *stream);
-/* Somebody listens, and the kernel receives for it. */
+/* Somebody listens, and more may come. */
 bool weir__stream_is_reading(const weir_stream *stream);
 void weir__stream_input_done(weir__op *op, const weir__completion *completion);
 void weir__stream_output_done(weir__op *op, const weir__completion *completion);

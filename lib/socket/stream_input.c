@@ -16,7 +16,7 @@ static bool is_listening(const weir_stream *stream) {
 }
 
 bool weir__stream_is_reading(const weir_stream *stream) {
-    return is_listening(stream) && stream->in.kind == WEIR__OP_RECEIVE && !stream->has_ended;
+    return is_listening(stream) && !stream->has_ended;
 }
 
 static void received(weir_stream *stream, const weir_slice *slice) {
@@ -26,7 +26,7 @@ static void received(weir_stream *stream, const weir_slice *slice) {
         return; /* dropped: nobody will hear of it */
     if (WEIR__LIKELY(is_listening(stream) && stream->staged.first == NULL))
         stream->callbacks->on_data(stream, slice, stream->userdata);
-    else if (weir__sendq_push(&stream->staged, &stream->loop->ranges, slice) < 0)
+    else if (weir__sendq_add(&stream->staged, &stream->loop->ranges, stream->loop->pool, slice) < 0)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, -ENOMEM); /* a gap would be worse than an end */
 }
 

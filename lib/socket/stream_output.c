@@ -20,8 +20,9 @@ static void connected(weir_stream *stream, int32_t result) {
         return;
     }
     stream->is_connected = true;
-    weir__timeout_set(loop, &stream->timeout,
-                      stream->wants_close ? stream->settings.linger_timeout_ns : WEIR_NEVER);
+    weir__timeout_set(loop, &stream->timeout, WEIR_NEVER);
+    if (stream->wants_close)
+        weir__stream_linger(stream);
     weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
     stream->dialling = NULL;
 }
@@ -45,21 +46,26 @@ static void taken(weir_stream *stream, uint32_t bytes) {
     loop->bytes_out += bytes;
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
-        weir__timeout_set(loop, &stream->timeout, stream->settings.linger_timeout_ns);
-    if (!stream->is_full_told || stream->queue.bytes > stream->settings.queue_low_bytes)
+        weir__stream_linger(stream);
+    if (!stream->is_full_told || stream->queue.bytes > stream->settings.queue_low_bytes ||
+        stream->queue.count > most_ranges(stream) / 8)
         return;
     stream->is_full_told = false;
     if (stream->state == WEIR_STREAM_OPEN && !stream->has_failed && stream->callbacks->on_drain != NULL)
         stream->callbacks->on_drain(stream, stream->userdata);
 }
 
-/* Nothing can be sent any more. What the peer sent before it went (an early answer, say) is in the socket still and is
- * the receive's to deliver; with its end the stream fails. */
+/* Nothing can be sent any more. If the connection has gone, what the peer sent before (an early answer, say) is in the
+ * socket still and is the receive's to deliver; with its end the stream fails, or when it takes too long: a peer may have
+ * stopped to read and go on to write for ever. */
 static void broken(weir_stream *stream, int error) {
-    if (weir__stream_is_reading(stream))
+    bool is_gone = error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
+    if (is_gone && weir__stream_is_reading(stream)) {
         stream->output_error = error;
-    else
+        weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
+    } else {
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, error);
+    }
     weir__sendq_clear(&stream->queue, &stream->loop->ranges);
 }
 
@@ -113,8 +119,15 @@ void weir__stream_settle_output(weir_stream *stream) {
 
 /* ---- the application -------------------------------------------------------------------------------- */
 
+/* Too much for now. What is queued will be sent, and then it is told that there is room. */
+static int refused(weir_stream *stream, int error) {
+    if (error == -ENOBUFS && stream->queue.bytes > 0)
+        stream->is_full_told = true;
+    return error;
+}
+
 /* May so much be queued? 0; -EPIPE; -ENOBUFS; as weir__stream_check(). */
-static int check_write(const weir_stream *stream, const void *data, size_t size) {
+static int check_write(weir_stream *stream, const void *data, size_t size) {
     int r = weir__stream_check(stream);
     if (r < 0)
         return r;
@@ -125,7 +138,7 @@ static int check_write(const weir_stream *stream, const void *data, size_t size)
         return -EPIPE;
     uint64_t limit = stream->settings.queue_limit_bytes;
     if (size > limit || stream->queue.bytes > limit - size || stream->queue.count >= most_ranges(stream))
-        return -ENOBUFS;
+        return refused(stream, -ENOBUFS);
     return 0;
 }
 
@@ -134,7 +147,7 @@ static int written(weir_stream *stream) {
     if (stream->queue.bytes > stream->queue_peak_bytes)
         stream->queue_peak_bytes = stream->queue.bytes;
     weir__stream_mark(stream);
-    if (stream->queue.bytes <= stream->settings.queue_high_bytes)
+    if (stream->queue.bytes <= stream->settings.queue_high_bytes && stream->queue.count <= most_ranges(stream) / 2)
         return WEIR_WRITE_OK;
     stream->is_full_told = true;
     return WEIR_WRITE_FULL;
@@ -146,7 +159,7 @@ WEIR_API int weir_stream_write(weir_stream *stream, const void *data, size_t siz
         return r;
     r = weir__sendq_copy(&stream->queue, &stream->loop->ranges, stream->loop->pool, data, size);
     if (r < 0)
-        return r;
+        return refused(stream, r);
     stream->bytes_copied += size;
     return written(stream);
 }
@@ -159,8 +172,11 @@ WEIR_API int weir_stream_write_slice(weir_stream *stream, const weir_slice *slic
     int r = check_write(stream, slice->data, slice->size);
     if (r < 0 || slice->size == 0)
         return r;
-    r = weir__sendq_push(&stream->queue, &stream->loop->ranges, slice);
-    return r < 0 ? r : written(stream);
+    r = weir__sendq_add(&stream->queue, &stream->loop->ranges, stream->loop->pool, slice);
+    if (r < 0)
+        return r;
+    stream->bytes_copied += (uint64_t)r;
+    return written(stream);
 }
 
 WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,

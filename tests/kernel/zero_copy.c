@@ -83,9 +83,13 @@ static operation *operation_of(uint64_t user_data, bool is_new) {
 }
 
 static void note_submission(const struct io_uring_sqe *sqe) {
-    if (sqe->opcode != IORING_OP_RECV && sqe->opcode != IORING_OP_SEND && sqe->opcode != IORING_OP_SENDMSG)
+    bool is_poll = sqe->opcode == IORING_OP_POLL_ADD; /* a send that waits for room is the same operation */
+    if (!is_poll && sqe->opcode != IORING_OP_RECV && sqe->opcode != IORING_OP_SEND &&
+        sqe->opcode != IORING_OP_SENDMSG)
         return;
-    operation *op = operation_of(sqe->user_data, true);
+    operation *op = operation_of(sqe->user_data, !is_poll);
+    if (op == NULL)
+        return;
     op->fd = sqe->fd;
     op->opcode = sqe->opcode;
     op->vector_count = 0;
@@ -125,7 +129,7 @@ static void note_sent(ranges *due, range sent) {
 
 static void note_completion(const weir__cqe *cqe) {
     const operation *op = operation_of(cqe->user_data, false);
-    if (op == NULL || op->fd >= MOST_FDS || cqe->res <= 0)
+    if (op == NULL || op->opcode == IORING_OP_POLL_ADD || op->fd >= MOST_FDS || cqe->res <= 0)
         return;
     if (op->opcode == IORING_OP_RECV) {
         uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;

@@ -63,7 +63,7 @@ static struct {
 
     bool is_fd_open[MAX_FDS];
     unsigned fd_count;
-    int peek;
+    int peek, unsent;
     unsigned peeks;
     _Atomic(unsigned) signals, mappings;
     int64_t now;
@@ -633,6 +633,15 @@ void script_set_peek(int result) {
 
 unsigned script_peeks(void) {
     return script.peeks;
+}
+
+void script_set_unsent(int bytes) {
+    script.unsent = bytes;
+}
+
+int weir__sys_unsent(int fd) {
+    int r = check_fd(fd);
+    return r < 0 ? r : script.unsent;
 }
 
 int weir__sys_peek(int fd) {

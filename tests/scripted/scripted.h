@@ -137,6 +137,8 @@ unsigned script_fds_open(void);
 /* What a look at any socket says from now on: 1, 0 (its peer has ended), -errno. At first -EAGAIN. */
 void script_set_peek(int result);
 unsigned script_peeks(void);
+/* What every socket says that its peer has not taken yet; at first 0. */
+void script_set_unsent(int bytes);
 unsigned script_signals(void);  /* of eventfds */
 unsigned script_mappings(void); /* pages that are not inherited, still mapped */
 

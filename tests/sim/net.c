@@ -324,6 +324,11 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
 }
 
+int weir__sys_unsent(int fd) {
+    const sim_socket *socket = sim_socket_of(fd);
+    return socket == NULL ? -EBADF : socket->other == NULL ? 0 : (int)sim_readable(socket->other);
+}
+
 int weir__sys_peek(int fd) {
     sim_socket *socket = sim_socket_of(fd);
     sim_require(socket != NULL && socket->kind == SIM_STREAM, "a look at descriptor %d, which is no stream", fd);

@@ -156,6 +156,8 @@ static bool took(connection *to, int r, size_t size) {
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
+    if (r == -ENOBUFS && weir_stream_get_queued(to->stream) > 0)
+        to->is_full = true; /* a drain is owed */
     return false;
 }
 
