@@ -116,9 +116,14 @@ int weir__sys_unlink(const char *path) {
     CALL(unlink(path));
 }
 
-int weir__sys_is_socket(const char *path) {
+int weir__sys_socket_file(const char *path, weir__sys_file *ret_file) {
     struct stat status;
-    CALL(stat(path, &status) < 0 ? -1 : S_ISSOCK(status.st_mode));
+    int saved = errno;
+    int r = stat(path, &status) < 0 ? -errno : S_ISSOCK(status.st_mode) ? 0 : -ENOTSOCK;
+    errno = saved;
+    if (r == 0)
+        *ret_file = (weir__sys_file){ status.st_dev, status.st_ino };
+    return r;
 }
 
 int weir__sys_interface_index(const char *name) {

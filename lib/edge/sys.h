@@ -35,7 +35,10 @@ int weir__sys_eventfd_signal(int fd);
 
 /* Files: a Unix socket's path. */
 int weir__sys_unlink(const char *path);
-int weir__sys_is_socket(const char *path);
+typedef struct weir__sys_file {
+    uint64_t device, inode;
+} weir__sys_file;
+int weir__sys_socket_file(const char *path, weir__sys_file *ret_file); /* -ENOTSOCK: a file, but no socket's */
 int weir__sys_interface_index(const char *name);
 
 /* Memory and time. */

@@ -31,6 +31,7 @@ struct weir_listener {
     uint32_t max_streams;  /* 0: none */
     uint32_t stream_count; /* accepted by it and not ended, if it has a limit */
     int error;
+    weir__sys_file file; /* what bind made, if @unlinks */
     bool is_tcp, is_paused, is_closing, unlinks;
 };
 
@@ -46,6 +47,39 @@ static int check(const weir_listener *listener) {
 
 static void mark(weir_listener *listener) {
     weir__loop_mark(listener->loop, &listener->actor);
+}
+
+/* ---- a Unix socket's file ---------------------------------------------------------------------------- */
+
+/* inode 0: there is none. */
+static weir__sys_file find_file(const weir__address *address) {
+    weir__sys_file file = { 0 };
+    const char *path = weir__address_path(address);
+    if (path != NULL)
+        (void)weir__sys_socket_file(path, &file);
+    return file;
+}
+
+/*
+ * What lies at the path now may be another's, who listens there since. The file's number tells, as long as our socket is
+ * open: until then the kernel gives it to no other.
+ */
+static void remove_file(const weir__address *address, weir__sys_file ours) {
+    weir__sys_file file = find_file(address);
+    if (file.inode != 0 && file.inode == ours.inode && file.device == ours.device)
+        (void)weir__sys_unlink(weir__address_path(address));
+}
+
+/* A Unix socket's file stays when its owner dies. Nobody listens on it: remove it. */
+static bool remove_stale(const weir__address *address) {
+    if (find_file(address).inode == 0)
+        return false;
+    int fd = weir__sys_socket(AF_UNIX, SOCK_STREAM);
+    if (fd < 0)
+        return false;
+    int r = weir__sys_connect(fd, (const struct sockaddr *)&address->storage, address->length);
+    weir__sys_close(fd);
+    return r == -ECONNREFUSED && weir__sys_unlink(weir__address_path(address)) >= 0;
 }
 
 /* ---- accepting -------------------------------------------------------------------------------------- */
@@ -164,7 +198,7 @@ static void finish(weir_listener *listener) {
     listener->held_count = 0;
     if (listener->unlinks && weir__sys_getsockname(listener->fd, &address.storage, &address.length) >= 0 &&
         weir__address_path(&address) != NULL)
-        (void)weir__sys_unlink(weir__address_path(&address));
+        remove_file(&address, listener->file);
     weir__list_remove(&listener->stall.link);
     weir__timeout_deinit(loop, &listener->retry);
     weir__loop_close_fd(loop, listener->fd);
@@ -253,7 +287,12 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     listener->is_tcp = is_tcp;
     listener->settings = how->settings;
     listener->max_streams = how->options.max_streams;
-    listener->unlinks = (how->options.flags & WEIR_LISTENER_UNLINK) != 0;
+    weir__address address;
+    if ((how->options.flags & WEIR_LISTENER_UNLINK) != 0 &&
+        weir__sys_getsockname(fd, &address.storage, &address.length) >= 0) {
+        listener->file = find_file(&address);
+        listener->unlinks = listener->file.inode != 0;
+    }
     listener->stall.actor = &listener->actor;
     weir__list_init(&listener->stall.link);
     weir__op_init(&listener->op, accepted);
@@ -262,19 +301,6 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     loop->listeners_open++;
     *ret_listener = listener;
     return 0;
-}
-
-/* A Unix socket's file stays when its owner dies. Nobody listens on it: remove it. */
-static bool remove_stale(const weir__address *address) {
-    const char *path = weir__address_path(address);
-    if (path == NULL || weir__sys_is_socket(path) != 1)
-        return false;
-    int fd = weir__sys_socket(AF_UNIX, SOCK_STREAM);
-    if (fd < 0)
-        return false;
-    int r = weir__sys_connect(fd, (const struct sockaddr *)&address->storage, address->length);
-    weir__sys_close(fd);
-    return r == -ECONNREFUSED && weir__sys_unlink(path) >= 0;
 }
 
 static int bind_and_listen(int fd, const weir__address *address, const weir_listener_options *options) {

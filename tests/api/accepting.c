@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 /* Listeners: opening, starting, pausing, their limits, their end. */
 
@@ -232,6 +233,59 @@ static void unlink_removes_a_stale_socket_and_ours_at_close(void **state) {
     unlink(address + 5);
 }
 
+/*
+ * A listener took whatever lay at its path for its own file. An old one, whose path a successor listened on already,
+ * removed the successor's at its close: nobody could connect to it any more.
+ */
+static void an_old_listener_leaves_its_successors_socket(void **state) {
+    test_fixture *f = *state;
+    const weir_listener_options options = { .size = sizeof options, .flags = WEIR_LISTENER_UNLINK };
+    for (int i = 0; i < 2; i++) {
+        weir_listener *old, *successor;
+        const char *address = new_path();
+        char aside[WEIR_ADDRESS_SIZE + 4];
+        snprintf(aside, sizeof aside, "%s.old", address);
+        test_ok(weir_listener_open(f->loop, address, &options, &old));
+        assert_int_equal(i == 0 ? unlink(address + 5) : rename(address + 5, aside + 5), 0);
+        test_ok(weir_listener_open(f->loop, address, &options, &successor));
+        test_ok(weir_listener_close(old));
+        run_turns(f, 3);
+        assert_true(exists(address));
+        close(test_connect(successor));
+        test_ok(weir_listener_close(successor));
+        run_turns(f, 3);
+        assert_false(exists(address)); /* its own it removes */
+        assert_int_equal(exists(aside), i);
+        unlink(aside + 5);
+    }
+}
+
+/* Whose file it is, an adopted listener knows from when it was adopted. */
+static void an_adopted_listener_removes_its_socket_and_no_others(void **state) {
+    test_fixture *f = *state;
+    const weir_listener_options options = { .size = sizeof options, .flags = WEIR_LISTENER_UNLINK };
+    for (int i = 0; i < 2; i++) {
+        weir_listener *old, *successor = NULL;
+        const char *address = new_path();
+        struct sockaddr_un un = { .sun_family = AF_UNIX };
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        memcpy(un.sun_path, address + 5, strlen(address + 5) + 1);
+        assert_int_equal(bind(fd, (struct sockaddr *)&un, sizeof un), 0);
+        assert_int_equal(listen(fd, 5), 0);
+        test_ok(weir_listener_adopt(f->loop, fd, &options, &old));
+        if (i == 1) {
+            unlink(address + 5);
+            test_ok(weir_listener_open(f->loop, address, NULL, &successor));
+        }
+        test_ok(weir_listener_close(old));
+        run_turns(f, 3);
+        assert_int_equal(exists(address), i);
+        test_ok(weir_listener_close(successor));
+        run_turns(f, 3);
+        unlink(address + 5);
+    }
+}
+
 /* On failure nothing has changed: bind makes the file, and what comes after may fail. */
 static void a_listener_that_fails_leaves_no_socket_file(void **state) {
     until_mended();
@@ -366,6 +420,8 @@ int main(void) {
         loop_test(reuse_port_lets_two_listeners_share_an_address),
         loop_test(v6_only_leaves_v4_to_others),
         loop_test(unlink_removes_a_stale_socket_and_ours_at_close),
+        loop_test(an_old_listener_leaves_its_successors_socket),
+        loop_test(an_adopted_listener_removes_its_socket_and_no_others),
         loop_test(a_listener_that_fails_leaves_no_socket_file),
         loop_test(adopt_takes_a_listening_stream_socket_and_nothing_else),
         loop_test(options_that_make_no_sense_are_refused),

@@ -374,9 +374,9 @@ int weir__sys_unlink(const char *path) {
     return 0;
 }
 
-int weir__sys_is_socket(const char *path) {
-    (void)path;
-    return 0;
+int weir__sys_socket_file(const char *path, weir__sys_file *ret_file) {
+    (void)path, (void)ret_file;
+    return -ENOENT;
 }
 
 int weir__sys_interface_index(const char *name) {
