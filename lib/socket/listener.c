@@ -256,6 +256,7 @@ static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = 
 typedef struct opening {
     weir_listener_options options;
     weir__stream_settings settings;
+    weir__sys_file file; /* of the socket that is going to listen */
 } opening;
 
 static int read_options(weir_loop *loop, const weir_listener_options *options, opening *ret_opening) {
@@ -287,12 +288,8 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     listener->is_tcp = is_tcp;
     listener->settings = how->settings;
     listener->max_streams = how->options.max_streams;
-    weir__address address;
-    if ((how->options.flags & WEIR_LISTENER_UNLINK) != 0 &&
-        weir__sys_getsockname(fd, &address.storage, &address.length) >= 0) {
-        listener->file = find_file(&address);
-        listener->unlinks = listener->file.inode != 0;
-    }
+    listener->unlinks = (how->options.flags & WEIR_LISTENER_UNLINK) != 0;
+    listener->file = how->file;
     listener->stall.actor = &listener->actor;
     weir__list_init(&listener->stall.link);
     weir__op_init(&listener->op, accepted);
@@ -303,7 +300,7 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     return 0;
 }
 
-static int bind_and_listen(int fd, const weir__address *address, const weir_listener_options *options) {
+static int bind_to(int fd, const weir__address *address, const weir_listener_options *options) {
     const struct sockaddr *name = (const struct sockaddr *)&address->storage;
     int r = 0;
     if (address->storage.ss_family != AF_UNIX)
@@ -316,8 +313,6 @@ static int bind_and_listen(int fd, const weir__address *address, const weir_list
         r = weir__sys_bind(fd, name, address->length);
     if (r == -EADDRINUSE && (options->flags & WEIR_LISTENER_UNLINK) != 0 && remove_stale(address))
         r = weir__sys_bind(fd, name, address->length);
-    if (r >= 0)
-        r = weir__sys_listen(fd, options->backlog > 0 ? (int)options->backlog : SOMAXCONN);
     return r;
 }
 
@@ -335,11 +330,16 @@ WEIR_API int weir_listener_open(weir_loop *loop, const char *text, const weir_li
     int fd = weir__sys_socket(address.storage.ss_family, SOCK_STREAM);
     if (fd < 0)
         return fd;
-    r = bind_and_listen(fd, &address, &how.options);
+    r = bind_to(fd, &address, &how.options);
+    how.file = r >= 0 ? find_file(&address) : (weir__sys_file){ 0 };
+    if (r >= 0)
+        r = weir__sys_listen(fd, how.options.backlog > 0 ? (int)how.options.backlog : SOMAXCONN);
     if (r >= 0)
         r = make(loop, fd, address.storage.ss_family != AF_UNIX, &how, ret_listener);
-    if (r < 0)
+    if (r < 0) {
+        remove_file(&address, how.file); /* bind made it */
         weir__sys_close(fd);
+    }
     return r;
 }
 
@@ -348,6 +348,7 @@ WEIR_API int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_op
     if (loop == NULL || ret_listener == NULL)
         return WEIR__MISTAKE(-EINVAL, "no loop, or nowhere to put the listener");
     opening how;
+    weir__address address;
     int type = 0, listens = 0, family = 0;
     int r = read_options(loop, options, &how);
     if (r >= 0)
@@ -359,7 +360,11 @@ WEIR_API int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_op
     if (r >= 0 && (type != SOCK_STREAM || listens == 0))
         r = -EINVAL;
     if (r >= 0)
+        r = weir__sys_getsockname(fd, &address.storage, &address.length);
+    if (r >= 0) {
+        how.file = find_file(&address);
         r = make(loop, fd, family != AF_UNIX, &how, ret_listener);
+    }
     if (r >= 0)
         (void)weir__sys_set_nonblocking_cloexec(
             fd); /* of an open descriptor: it cannot fail; so the last thing done */
