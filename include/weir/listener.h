@@ -30,7 +30,7 @@ typedef struct weir_listener_options {
     size_t size;                       /* sizeof(weir_listener_options) */
     uint32_t flags;                    /* WEIR_LISTENER_* */
     uint32_t backlog;                  /* default SOMAXCONN */
-    uint32_t max_streams;              /* accepted and still open; accepting rests there; default none */
+    uint32_t max_streams;              /* handed out and still open; accepting rests there; default none */
     uint32_t reserved;                 /* 0 */
     const weir_stream_options *stream; /* of each stream accepted; copied */
 } weir_listener_options;
@@ -60,9 +60,10 @@ WEIR_API WEIR_MUST_CHECK int weir_listener_open(weir_loop *loop, const char *add
 WEIR_API WEIR_MUST_CHECK int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_options *options,
                                                  weir_listener **ret_listener);
 
-/** weir_listener_start() - accept. Out of descriptors or at a limit it rests and goes on by itself (a statistic
- * counts it). 0; or a mistake: -EALREADY; -EINVAL: no table, its size, or no on_accept; -EPERM; -ECHILD;
- * -ESHUTDOWN: it is closed. */
+/** weir_listener_start() - accept. At a limit, or out of descriptors (a statistic counts it), it rests and goes on by
+ * itself. No more streams than the limit are handed out, but a burst may bring in more, about a backlog of them: they wait
+ * for a place with their descriptors open. 0; or a mistake: -EALREADY; -EINVAL: no table, its size, or no on_accept;
+ * -EPERM; -ECHILD; -ESHUTDOWN: it is closed. */
 WEIR_API int weir_listener_start(weir_listener *listener, const weir_listener_callbacks *callbacks,
                                  void *userdata);
 /** weir_listener_pause() - no on_accept after this; connections wait in the backlog. 0; -EPERM. */

@@ -8,12 +8,21 @@
 
 /*
  * A listener accepts while it is started, not paused, below its limit and not out of descriptors. What the kernel
- * accepted before it heard of a pause is held, and handed out first when the pause is over. Out of descriptors, it
- * goes on when this loop closes one, and tries every 100 ms, since others may have closed some: the kernel does not
- * tell.
+ * accepted before it heard of a pause, or that there is no more room, is held, and handed out first when it may be.
+ * Out of descriptors, it goes on when this loop closes one, and tries every 100 ms, since others may have closed some:
+ * the kernel does not tell.
  */
 
-enum { RETRY_NS = 100 * 1000 * 1000 };
+enum {
+    RETRY_NS = 100 * 1000 * 1000,
+    /*
+     * With more places than MANY left, connections are accepted as they come: a burst may be larger than that, and what
+     * is too much is held. With fewer than FEW they are accepted one by one, a turn each, and none is too much. In
+     * between it goes on as it was armed, so that a stream or two do not change it back and forth.
+     */
+    FEW_PLACES = 32,
+    MANY_PLACES = 64
+};
 
 struct weir_listener {
     weir__actor actor;
@@ -33,6 +42,7 @@ struct weir_listener {
     int error;
     weir__sys_file file; /* what bind made, if @unlinks */
     bool is_tcp, is_paused, is_closing, unlinks;
+    bool takes_many; /* the accept that is under way goes on after one */
 };
 
 static weir_listener *to_listener(weir__actor *actor) {
@@ -84,15 +94,21 @@ static bool remove_stale(const weir__address *address) {
 
 /* ---- accepting -------------------------------------------------------------------------------------- */
 
-static bool has_room(const weir_listener *listener) {
-    return (listener->max_streams == 0 || listener->stream_count < listener->max_streams) &&
-           listener->loop->streams_open < listener->loop->max_streams;
+/* How many streams there may be besides those that there are. */
+static uint32_t count_places(const weir_listener *listener) {
+    const weir_loop *loop = listener->loop;
+    uint32_t places = loop->streams_open < loop->max_streams ? loop->max_streams - loop->streams_open : 0;
+    if (listener->max_streams > 0 && listener->max_streams - listener->stream_count < places)
+        places = listener->max_streams - listener->stream_count;
+    return places;
 }
 
-/* Near a limit connections are accepted one by one, so that no more are taken than there is room for. */
-static bool is_limited(const weir_listener *listener) {
-    const weir_loop *loop = listener->loop;
-    return listener->max_streams > 0 || loop->max_streams - loop->streams_open < SOMAXCONN;
+static bool has_room(const weir_listener *listener) {
+    return count_places(listener) > 0;
+}
+
+static bool takes_too_many(const weir_listener *listener) {
+    return listener->takes_many && count_places(listener) < FEW_PLACES;
 }
 
 static bool is_handing_out(const weir_listener *listener) {
@@ -167,7 +183,7 @@ static void accepted(weir__op *op, const weir__completion *completion) {
             hand_out(listener, completion->result);
         else
             hold(listener, completion->result);
-        if (!is_handing_out(listener))
+        if (!is_handing_out(listener) || takes_too_many(listener))
             mark(listener); /* no more of them, please */
         return;
     }
@@ -227,12 +243,14 @@ static void settle(weir__actor *actor) {
     bool wish = listener->callbacks != NULL && is_handing_out(listener) && listener->held_count == 0 &&
                 !weir__link_is_listed(&listener->stall.link);
     bool is_idle = weir__op_is_idle(&listener->op);
-    if (wish && is_idle)
-        backend->verbs->accept(backend, &listener->op, listener->fd, is_limited(listener));
-    else if (!wish && !is_idle)
+    if (wish && is_idle) {
+        listener->takes_many = count_places(listener) > MANY_PLACES;
+        backend->verbs->accept(backend, &listener->op, listener->fd, !listener->takes_many);
+    } else if (!is_idle && (!wish || takes_too_many(listener))) {
         backend->verbs->cancel(backend, &listener->op);
-    else if (listener->is_closing && is_idle)
+    } else if (listener->is_closing && is_idle) {
         finish(listener);
+    }
     if (!listener->is_closing && !has_room(listener))
         stall(listener); /* a stream that ends makes room */
     weir_listener_unref(listener);

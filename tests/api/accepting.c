@@ -3,6 +3,7 @@
 
 #include <netinet/in.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -153,6 +154,128 @@ static void accepting_rests_at_the_loops_limit_of_streams(void **state) {
     for (int i = 0; i < 3; i++)
         close(peers[i]);
     test_close(&f);
+}
+
+/* Many connections to a listener with a limit: how many streams are open is looked at in each on_accept. */
+typedef struct crowd {
+    weir_listener *listener;
+    weir_stream *streams[1000]; /* accepted, not ended */
+    unsigned count, open, limit;
+    int peers[1000];
+    unsigned peer_count;
+} crowd;
+
+static in_port_t port_of(int fd, int (*get)(int fd, struct sockaddr *address, socklen_t *length)) {
+    struct sockaddr_in in;
+    socklen_t length = sizeof in;
+    assert_int_equal(get(fd, (struct sockaddr *)&in, &length), 0);
+    return in.sin_port;
+}
+
+static void crowd_accept(weir_listener *listener, weir_stream *stream, void *userdata) {
+    crowd *c = userdata;
+    (void)listener;
+    assert_int_equal(port_of(weir_stream_get_fd(stream), getpeername), port_of(c->peers[c->count], getsockname));
+    c->streams[c->count++] = stream;
+    assert_true(++c->open <= c->limit);
+}
+
+static const weir_listener_callbacks crowd_callbacks = { .size = sizeof crowd_callbacks,
+                                                         .on_accept = crowd_accept };
+
+static void crowd_open(test_fixture *f, crowd *c, unsigned limit, const weir_listener_options *options) {
+    struct rlimit descriptors;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &descriptors), 0);
+    descriptors.rlim_cur = descriptors.rlim_max; /* two for each connection */
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &descriptors), 0);
+    memset(c, 0, sizeof *c);
+    c->limit = limit;
+    test_ok(weir_listener_open(f->loop, "127.0.0.1:0", options, &c->listener));
+    test_ok(weir_listener_start(c->listener, &crowd_callbacks, c));
+}
+
+static void crowd_connect(crowd *c, unsigned count) {
+    while (count-- > 0)
+        c->peers[c->peer_count++] = test_connect(c->listener);
+}
+
+static void crowd_disperse(crowd *c) {
+    while (c->peer_count > 0)
+        close(c->peers[--c->peer_count]);
+}
+
+/*
+ * A listener with a limit, or in a loop with one of 4096 streams or less, accepted connections one by one, a turn each,
+ * so that it took in no more than it had places for: 400 connections took 400 turns. It does that near the limit only.
+ */
+static void far_from_the_limit_connections_are_accepted_many_a_turn(void **state) {
+    (void)state;
+    static const unsigned limits[2][2] = { { 1000, 0 }, { 0, 1000 } }; /* the listener's, the loop's */
+    static crowd c;
+    for (int i = 0; i < 2; i++) {
+        test_fixture f;
+        const weir_listener_options options = { .size = sizeof options, .max_streams = limits[i][0] };
+        weir_loop_options loop = { .max_streams = limits[i][1] };
+        test_open_options(&f, NULL, &loop);
+        crowd_open(&f, &c, 1000, &options);
+        run_turns(&f, 3);
+        crowd_connect(&c, 400);
+        weir_loop_stats before = test_loop_stats(&f);
+        run_until(&f, c.count == 400);
+        weir_loop_stats after = test_loop_stats(&f);
+        assert_true(after.turns - before.turns < 100);
+        assert_true(after.enters - before.enters < 100);
+        crowd_disperse(&c);
+        test_close(&f);
+    }
+}
+
+/* What comes in beyond the limit costs a descriptor each: near it, no more is taken than there is room for. */
+static void near_the_limit_no_more_is_taken_than_there_is_room_for(void **state) {
+    test_fixture *f = *state;
+    enum { LIMIT = 100, FIRST = 80, MORE = 200, FEW = 4 };
+    const weir_listener_options options = { .size = sizeof options, .max_streams = LIMIT };
+    static crowd c;
+    crowd_open(f, &c, LIMIT, &options);
+    crowd_connect(&c, FIRST);
+    run_until(f, c.count == FIRST);
+    run_turns(f, 5);
+    crowd_connect(&c, MORE);
+    unsigned before = test_count_fds();
+    run_until(f, c.count == LIMIT);
+    run_turns(f, 20);
+    assert_true(test_count_fds() - before <= LIMIT - FIRST + FEW);
+    crowd_disperse(&c);
+}
+
+/* What the kernel accepted beyond the limit, before it heard that there is no room, comes when there is, in order. */
+static void a_crowd_at_the_door_never_exceeds_the_limit(void **state) {
+    (void)state;
+    enum { LIMIT = 100, ALL = 1000, BATCH = 7 };
+    static const unsigned limits[2][2] = { { LIMIT, 0 }, { 0, LIMIT } };
+    static crowd c;
+    for (int i = 0; i < 2; i++) {
+        test_fixture f;
+        const weir_listener_options options = { .size = sizeof options, .max_streams = limits[i][0] };
+        weir_loop_options loop = { .max_streams = limits[i][1] };
+        test_open_options(&f, NULL, &loop);
+        crowd_open(&f, &c, LIMIT, &options);
+        crowd_connect(&c, ALL);
+        for (unsigned ended = 0; ended < ALL;) {
+            run_until(&f, c.count == (ended + LIMIT < ALL ? ended + LIMIT : ALL));
+            run_turns(&f, 2);
+            assert_int_equal(c.open, c.count - ended);
+            assert_int_equal(test_loop_stats(&f).streams_open, c.open);
+            for (unsigned n = 0; n < BATCH && ended < ALL; n++) {
+                test_ok(weir_stream_abort(c.streams[ended++]));
+                c.open--;
+            }
+        }
+        run_turns(&f, 3);
+        assert_int_equal(test_loop_stats(&f).accepted, ALL);
+        crowd_disperse(&c);
+        test_close(&f);
+    }
 }
 
 /* ---- opening ----------------------------------------------------------------------------------------- */
@@ -418,6 +541,9 @@ int main(void) {
         loop_test(accepting_rests_at_the_limit_of_streams),
         loop_test(a_detached_stream_makes_room_at_the_limit),
         cmocka_unit_test(accepting_rests_at_the_loops_limit_of_streams),
+        cmocka_unit_test(far_from_the_limit_connections_are_accepted_many_a_turn),
+        loop_test(near_the_limit_no_more_is_taken_than_there_is_room_for),
+        cmocka_unit_test(a_crowd_at_the_door_never_exceeds_the_limit),
         loop_test(an_address_in_use_is_refused_and_a_free_one_taken_again),
         loop_test(reuse_port_lets_two_listeners_share_an_address),
         loop_test(v6_only_leaves_v4_to_others),
