@@ -11,10 +11,14 @@
  * accepted before it heard of a pause, or that there is no more room, is held, and handed out first when it may be.
  * Out of descriptors, it goes on when this loop closes one, and tries every 100 ms, since others may have closed some:
  * the kernel does not tell.
+ *
+ * Some errors are of the connection that would have been accepted: it is gone, and the next one is asked for at once. But
+ * an error that stays would never let the loop sleep, so after many in a row it rests as well.
  */
 
 enum {
     RETRY_NS = 100 * 1000 * 1000,
+    MOST_LOST = 16, /* connections in a row that the network took away */
     /*
      * With more places than MANY left, connections are accepted as they come: a burst may be larger than that, and what
      * is too much is held. With fewer than FEW they are accepted one by one, a turn each, and none is too much. In
@@ -39,6 +43,7 @@ struct weir_listener {
     size_t held_count, held_capacity;
     uint32_t max_streams;  /* 0: none */
     uint32_t stream_count; /* accepted by it and not ended, if it has a limit */
+    uint32_t lost;         /* connections that were gone, since one was not and since it last rested */
     int error;
     weir__sys_file file; /* what bind made, if @unlinks */
     bool is_tcp, is_paused, is_closing, unlinks;
@@ -165,7 +170,6 @@ static void stall(weir_listener *listener) {
 
 /* Nothing more can be accepted now: stall, or wait for a while. */
 static void rest(weir_listener *listener) {
-    listener->loop->accept_stalls++;
     stall(listener);
     weir__timeout_set(listener->loop, &listener->retry, RETRY_NS);
 }
@@ -173,12 +177,14 @@ static void rest(weir_listener *listener) {
 static void rested(weir__timeout *timeout) {
     weir_listener *listener = WEIR__CONTAINER(timeout, weir_listener, retry);
     weir__list_remove(&listener->stall.link);
+    listener->lost = 0;
     mark(listener);
 }
 
 static void accepted(weir__op *op, const weir__completion *completion) {
     weir_listener *listener = WEIR__CONTAINER(op, weir_listener, op);
     if (!completion->final) {
+        listener->lost = 0;
         if (is_handing_out(listener) && listener->held_count == 0)
             hand_out(listener, completion->result);
         else
@@ -192,12 +198,23 @@ static void accepted(weir__op *op, const weir__completion *completion) {
         break;
     case -EBADF:
     case -EINVAL:
-    case -ENOTSOCK:
-    case -EOPNOTSUPP: /* this socket will never accept */
+    case -ENOTSOCK: /* this socket will never accept */
         listener->error = completion->result;
         listener->is_closing = true;
         break;
-    default: /* no descriptor, no memory, or what the network said of a connection that came and went */
+    case -ENETDOWN: /* accept(2) lists these: what the network said of a connection that came and went */
+    case -EPROTO:
+    case -ENOPROTOOPT:
+    case -EHOSTDOWN:
+    case -ENONET:
+    case -EHOSTUNREACH:
+    case -EOPNOTSUPP:
+    case -ENETUNREACH:
+        if (++listener->lost >= MOST_LOST)
+            rest(listener);
+        break;
+    default: /* no descriptor, no memory, or something that nobody has thought of */
+        listener->loop->accept_stalls++;
         rest(listener);
     }
     mark(listener);

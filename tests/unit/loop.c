@@ -3,6 +3,7 @@
 #include "loop/loop.h"
 #include "scripted/scripted.h"
 #include "support/support.h"
+#include "weir/listener.h"
 #include "weir/stream.h"
 
 static test_fixture f;
@@ -444,6 +445,118 @@ static void actor_waiting_for_a_descriptor_is_settled_when_one_is_closed(void **
     assert_string_equal(story, "a"); /* once for each time it waits */
 }
 
+/* ---- listeners: errors of a connection --------------------------------------------------------------- */
+
+static void take(weir_listener *listener, weir_stream *stream, void *userdata) {
+    (void)listener;
+    ++*(unsigned *)userdata;
+    test_ok(weir_stream_abort(stream));
+}
+
+static void over(weir_listener *listener, int error, void *userdata) {
+    (void)listener, (void)error, (void)userdata;
+    tell('c');
+}
+
+static weir_listener *listen_and_count(unsigned *count) {
+    static const weir_listener_callbacks callbacks = { .size = sizeof callbacks,
+                                                       .on_accept = take,
+                                                       .on_close = over };
+    weir_listener *listener;
+    begin_story();
+    *count = 0;
+    test_ok(weir_listener_open(f.loop, "127.0.0.1:80", NULL, &listener));
+    test_ok(weir_listener_start(listener, &callbacks, count));
+    turn();
+    return listener;
+}
+
+/* The accept that the kernel has, or NULL. */
+static script_entry *find_accept(void) {
+    script_entry *entry;
+    for (unsigned i = 0; (entry = script_live(i)) != NULL; i++)
+        if (entry->sqe.opcode == IORING_OP_ACCEPT)
+            return entry;
+    return NULL;
+}
+
+/* The kernel says this, if it was asked to accept, and the listener asks it again, or rests. Return: was it asked? */
+static bool answer_accept(int32_t result) {
+    script_entry *entry = find_accept();
+    if (entry == NULL)
+        return false;
+    script_complete(entry, result, result < 0 ? 0 : IORING_CQE_F_MORE);
+    turn();
+    turn();
+    return true;
+}
+
+static int new_connection(void) {
+    int fds[2];
+    test_ok(weir__sys_socketpair(fds));
+    weir__sys_close(fds[1]);
+    return fds[0];
+}
+
+/* accept(2): errors that the network had for the new connection, to be treated like EAGAIN. */
+static const int lost[] = { -ENETDOWN, -EPROTO,       -ENOPROTOOPT, -EHOSTDOWN,
+                            -ENONET,   -EHOSTUNREACH, -EOPNOTSUPP,  -ENETUNREACH };
+
+/*
+ * accept(2) tells what became of a connection before anybody accepted it. The listener took it for its own: -EOPNOTSUPP
+ * closed it for good, the others made it rest for 100 ms, with all the connections behind that one.
+ */
+static void an_error_of_one_connection_does_not_hold_up_the_next(void **state) {
+    (void)state;
+    unsigned count;
+    weir_listener *listener = listen_and_count(&count);
+    for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) {
+        assert_true(answer_accept(lost[i]));
+        assert_true(answer_accept(new_connection()));
+        assert_int_equal(count, i + 1);
+    }
+    for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) /* nor do several */
+        assert_true(answer_accept(lost[i]));
+    assert_true(answer_accept(new_connection()));
+    assert_int_equal(test_loop_stats(&f).accept_stalls, 0); /* no want of descriptors */
+    assert_string_equal(story, "");
+    test_ok(weir_listener_close(listener));
+    turn();
+    assert_string_equal(story, "c");
+}
+
+/* An error that stays is not one connection's. It must not keep the loop from sleeping. */
+static void an_error_of_each_connection_makes_the_listener_rest(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) {
+        unsigned count, asked = 0;
+        weir_listener *listener = listen_and_count(&count);
+        for (int round = 0; round < 3; round++) {
+            unsigned before = asked;
+            while (asked - before < 100 && answer_accept(lost[i]))
+                asked++;
+            assert_in_range(asked - before, 1, 32);
+            script_advance_ns(99000000);
+            turn();
+            turn();
+            assert_null(find_accept());
+            script_advance_ns(1000000);
+            turn();
+            turn();
+            assert_non_null(find_accept());
+        }
+        assert_true(answer_accept(new_connection()));
+        assert_int_equal(count, 1);
+        for (int n = 0; n < 40; n++) { /* connections in between: it is not the same error that stays */
+            assert_true(answer_accept(lost[i]));
+            assert_true(answer_accept(new_connection()));
+        }
+        assert_int_equal(test_loop_stats(&f).accept_stalls, 0);
+        test_ok(weir_listener_close(listener));
+        turn();
+    }
+}
+
 /* ---- draining --------------------------------------------------------------------------------------- */
 
 static void drained_loop_ends_what_is_open_when_its_grace_is_over(void **state) {
@@ -632,6 +745,8 @@ int main(void) {
         loop_test(actor_that_is_gone_is_not_settled),
         bare_test(loop_that_closes_ends_every_actor),
         loop_test(actor_waiting_for_a_descriptor_is_settled_when_one_is_closed),
+        loop_test(an_error_of_one_connection_does_not_hold_up_the_next),
+        loop_test(an_error_of_each_connection_makes_the_listener_rest),
         loop_test(drained_loop_ends_what_is_open_when_its_grace_is_over),
         loop_test(grace_may_be_shortened_and_not_lengthened),
         bare_test(loop_that_is_closed_refuses_everything_but_questions),
