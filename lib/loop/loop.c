@@ -75,6 +75,25 @@ static bool has_work(const weir_loop *loop) {
            loop->backend->verbs->is_ready(loop->backend);
 }
 
+static bool has_nothing_open(const weir_loop *loop) {
+    return loop->streams_open == 0 && loop->listeners_open == 0;
+}
+
+static bool is_drained(const weir_loop *loop) {
+    /* After the grace an unstarted stream has failed, and waits for an owner who may never ask for it. */
+    return has_nothing_open(loop) || (loop->is_grace_over && loop->streams_open == loop->streams_unstarted);
+}
+
+bool weir__loop_is_idle(const weir_loop *loop) {
+    return has_nothing_open(loop) && loop->timers_started == 0 && !weir__loop_has_posts(loop);
+}
+
+/* Is that all, so that run returns? */
+static bool is_over(const weir_loop *loop) {
+    return loop->is_draining ? is_drained(loop)
+                             : weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0;
+}
+
 static unsigned fire_timers(weir_loop *loop) {
     unsigned count = 0;
     weir__heap_node *node;
@@ -97,6 +116,8 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
         int64_t left = next - weir__sys_now();
         sleep_ns = left <= 0 ? 0 : left < sleep_ns ? left : sleep_ns;
     }
+    if (count > 0 && is_over(loop))
+        sleep_ns = 0; /* what was closed before this turn was the last of it */
     if (sleep_ns > 0 && !has_work(loop)) {
         weir__waker_sleep(loop->waker);
         if (has_work(loop)) /* again: what came before the flag was seen could not know that we sleep */
@@ -129,19 +150,6 @@ static int bind_to_thread(weir_loop *loop) {
     return 0;
 }
 
-static bool has_nothing_open(const weir_loop *loop) {
-    return loop->streams_open == 0 && loop->listeners_open == 0;
-}
-
-static bool is_drained(const weir_loop *loop) {
-    /* After the grace an unstarted stream has failed, and waits for an owner who may never ask for it. */
-    return has_nothing_open(loop) || (loop->is_grace_over && loop->streams_open == loop->streams_unstarted);
-}
-
-bool weir__loop_is_idle(const weir_loop *loop) {
-    return has_nothing_open(loop) && loop->timers_started == 0 && !weir__loop_has_posts(loop);
-}
-
 /* Check, bind, and begin to run. */
 static int begin(weir_loop *loop) {
     if (loop == NULL)
@@ -166,8 +174,7 @@ WEIR_API int weir_loop_run(weir_loop *loop) {
     if (r < 0)
         return r;
     while (r >= 0 && atomic_exchange(&loop->is_stopping, 0) == 0) {
-        if (loop->is_draining ? is_drained(loop)
-                              : weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0)
+        if (is_over(loop))
             break;
         r = turn(loop, WEIR_NEVER);
     }

@@ -94,7 +94,6 @@ static void an_unstarted_stream_keeps_run_going(void **state) {
 /* Once run slept for its longest time, a second, after the last of it had been closed: what was closed outside of
  * callbacks was settled at the beginning of the turn, and nothing looked whether there was still a reason to sleep. */
 static void run_returns_at_once_when_the_last_of_it_is_closed(void **state) {
-    until_mended();
     test_fixture *f = *state;
     weir_listener *listener;
     test_ok(weir_listener_open(f->loop, "127.0.0.1:0", NULL, &listener));
@@ -102,6 +101,33 @@ static void run_returns_at_once_when_the_last_of_it_is_closed(void **state) {
     int64_t start = test_now_ns();
     test_ok(weir_loop_run(f->loop));
     assert_true(test_now_ns() - start < 900 * ms);
+}
+
+/* The same of run_once, which slept for all of its timeout. */
+static void run_once_returns_at_once_when_the_last_of_it_is_closed(void **state) {
+    test_fixture *f = *state;
+    weir_listener *listener;
+    test_ok(weir_listener_open(f->loop, "127.0.0.1:0", NULL, &listener));
+    test_ok(weir_listener_close(listener));
+    int64_t start = test_now_ns();
+    assert_int_equal(weir_loop_run_once(f->loop, 900 * ms), 0);
+    assert_true(test_now_ns() - start < 800 * ms);
+}
+
+/* And of a loop that drains, which returns whatever timers are left. */
+static void run_of_a_draining_loop_returns_at_once_when_the_last_of_it_is_closed(void **state) {
+    test_fixture *f = *state;
+    weir_listener *listener;
+    weir_timer *timer;
+    unsigned fired = 0;
+    test_ok(weir_timer_new(f->loop, count_timer, &fired, &timer));
+    test_ok(weir_timer_start(timer, 3600 * 1000 * ms, 0));
+    test_ok(weir_listener_open(f->loop, "127.0.0.1:0", NULL, &listener));
+    test_ok(weir_loop_drain(f->loop, WEIR_NEVER)); /* closes it */
+    int64_t start = test_now_ns();
+    test_ok(weir_loop_run(f->loop));
+    assert_true(test_now_ns() - start < 900 * ms);
+    weir_timer_unref(timer);
 }
 
 /* ---- stop -------------------------------------------------------------------------------------------- */
@@ -450,6 +476,8 @@ int main(void) {
         loop_test(run_runs_posts_before_it_returns),
         loop_test(an_unstarted_stream_keeps_run_going),
         loop_test(run_returns_at_once_when_the_last_of_it_is_closed),
+        loop_test(run_once_returns_at_once_when_the_last_of_it_is_closed),
+        loop_test(run_of_a_draining_loop_returns_at_once_when_the_last_of_it_is_closed),
         cmocka_unit_test(keep_running_runs_until_stopped_from_another_thread),
         loop_test(stop_before_run_makes_it_return_at_once),
         loop_test(stop_in_a_callback_ends_run_after_the_turn),
