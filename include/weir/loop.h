@@ -129,8 +129,9 @@ WEIR_API int weir_loop_close(weir_loop *loop);
  */
 WEIR_API WEIR_MUST_CHECK int weir_loop_run(weir_loop *loop);
 
-/** weir_loop_run_once() - one turn, asleep for at most @timeout_ns (0 not at all, WEIR_NEVER). Return: 1 if
- * something is still open, else 0; errors as weir_loop_run(). */
+/** weir_loop_run_once() - one turn, asleep for at most @timeout_ns (0 not at all, WEIR_NEVER). A timeout is slept
+ * for even if nothing is open, for another thread may post; with WEIR_NEVER it returns at once then, as run does,
+ * unless WEIR_LOOP_KEEP_RUNNING is set. Return: 1 if something is still open, else 0; errors as weir_loop_run(). */
 WEIR_API WEIR_MUST_CHECK int weir_loop_run_once(weir_loop *loop, int64_t timeout_ns);
 
 /** weir_loop_stop() - make run (or run_once) return after this turn; if none runs, the next one

@@ -88,10 +88,14 @@ bool weir__loop_is_idle(const weir_loop *loop) {
     return has_nothing_open(loop) && loop->timers_started == 0 && !weir__loop_has_posts(loop);
 }
 
+/* Nothing happens any more, unless another thread posts, which this loop was not told to wait for. */
+static bool has_nothing_to_wait_for(const weir_loop *loop) {
+    return weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0;
+}
+
 /* Is that all, so that run returns? */
 static bool is_over(const weir_loop *loop) {
-    return loop->is_draining ? is_drained(loop)
-                             : weir__loop_is_idle(loop) && (loop->flags & WEIR_LOOP_KEEP_RUNNING) == 0;
+    return loop->is_draining ? is_drained(loop) : has_nothing_to_wait_for(loop);
 }
 
 static unsigned fire_timers(weir_loop *loop) {
@@ -188,6 +192,8 @@ WEIR_API int weir_loop_run_once(weir_loop *loop, int64_t timeout_ns) {
         return r;
     int64_t deadline = timeout_ns < 0 || timeout_ns > INT64_MAX - loop->now ? INT64_MAX : loop->now + timeout_ns;
     do { /* again while nothing happened: a sleep may be cut short */
+        if (timeout_ns < 0 && has_nothing_to_wait_for(loop))
+            deadline = loop->now; /* a turn that does not sleep, and the last one */
         int64_t left = deadline == INT64_MAX ? WEIR_NEVER : deadline > loop->now ? deadline - loop->now : 0;
         r = turn(loop, left);
     } while (r == 0 && loop->now < deadline && atomic_load(&loop->is_stopping) == 0);

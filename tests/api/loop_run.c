@@ -274,6 +274,51 @@ static void run_once_says_whether_something_is_open(void **state) {
     weir_timer_unref(timer);
 }
 
+static void *stop_late(void *loop) {
+    test_sleep_ms(1500);
+    weir_loop_stop(loop);
+    return NULL;
+}
+
+/* Once run_once(WEIR_NEVER) never returned on a loop where nothing was open: it turned until something happened, and
+ * nothing could. Its header promises a turn, and to say whether something is open. */
+static void run_once_without_a_timeout_returns_when_nothing_is_open(void **state) {
+    test_fixture *f = *state;
+    pthread_t thread;
+    weir_timer *timer;
+    unsigned count = 0;
+    assert_int_equal(pthread_create(&thread, NULL, stop_late, f->loop), 0); /* or the test would hang */
+    int64_t start = test_now_ns();
+    assert_int_equal(weir_loop_run_once(f->loop, WEIR_NEVER), 0);
+    assert_true(test_now_ns() - start < 1200 * ms);
+    test_ok(weir_timer_new(f->loop, count_timer, &count, &timer)); /* not started: as if it were not there */
+    assert_int_equal(weir_loop_run_once(f->loop, WEIR_NEVER), 0);
+    weir_timer_unref(timer);
+    test_ok(weir_loop_post(f->loop, count_post, &count)); /* that is something */
+    assert_int_equal(weir_loop_run_once(f->loop, WEIR_NEVER), 0);
+    assert_int_equal(count, 1);
+    assert_int_equal(weir_loop_run_once(f->loop, WEIR_NEVER), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+/* A finite timeout is slept for, and a loop that is to keep running waits: another thread may post. */
+static void run_once_waits_for_other_threads_when_it_is_asked_to(void **state) {
+    test_fixture *f = *state;
+    test_fixture keeps;
+    weir_loop_options options = { .flags = WEIR_LOOP_KEEP_RUNNING };
+    pthread_t thread;
+    int64_t start = test_now_ns();
+    assert_int_equal(weir_loop_run_once(f->loop, 30 * ms), 0);
+    assert_true(test_now_ns() - start >= 25 * ms);
+    test_open_options(&keeps, NULL, &options);
+    start = test_now_ns();
+    assert_int_equal(pthread_create(&thread, NULL, stop_soon, keeps.loop), 0);
+    assert_int_equal(weir_loop_run_once(keeps.loop, WEIR_NEVER), 0);
+    assert_true(test_now_ns() - start >= 25 * ms);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    test_close(&keeps);
+}
+
 static void run_once_wakes_for_a_timer(void **state) {
     test_fixture *f = *state;
     weir_timer *timer;
@@ -485,6 +530,8 @@ int main(void) {
         loop_test(run_once_sleeps_for_at_most_its_timeout),
         loop_test(run_once_without_a_timeout_waits_for_something_to_happen),
         loop_test(run_once_says_whether_something_is_open),
+        loop_test(run_once_without_a_timeout_returns_when_nothing_is_open),
+        loop_test(run_once_waits_for_other_threads_when_it_is_asked_to),
         loop_test(run_once_wakes_for_a_timer),
         loop_test(run_and_close_are_refused_in_every_callback),
         loop_test(close_tells_every_stream_and_listener),
