@@ -10,8 +10,9 @@
  * Ownership.  `const weir_slice *` is borrowed; a `weir_slice` that you have is yours to unref. No call ever
  *             consumes a reference of yours: what weir wants to hold, it references itself.
  * Lifetime.   Streams and listeners end by close and keep themselves alive until then, so a pointer to one is
- *             good until its on_close returns; ref it to have it for longer. Loops are yours: close, then
- *             unref. Timers and pools are yours: the last unref ends them.
+ *             good until its on_close returns; ref it to have it for longer. A stream that was not started has no
+ *             on_close: the pointer is good until you close or detach it, or until weir_loop_close() returns.
+ *             Loops are yours: close, then unref. Timers and pools are yours: the last unref ends them.
  * Threads.    Every ref and unref, weir_loop_post, weir_loop_stop, weir_pool_*, weir_slice_* : any thread.
  *             Everything else: the loop's thread, or -EPERM. (Until the first run, run_once or close, a loop
  *             belongs to whoever holds it, one thread at a time.)

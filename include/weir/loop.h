@@ -105,7 +105,8 @@ WEIR_API weir_loop *weir_loop_unref(weir_loop *loop);
  * descriptors close, the kernel gives up the buffers. Slices you hold stay good. From then on every call but
  * ref, unref and get answers -ESHUTDOWN. For a gentle end: weir_loop_drain(), run, then this.
  *
- * Ownership: the loop's own reference is dropped; yours stays.
+ * Ownership: the loop's own reference is dropped; yours stays. Streams that were not started end without a word; the
+ *            callbacks in here may still use their handles, which are gone when it returns, unless ref'ed.
  * Context:   the loop's thread, outside callbacks; callbacks run inside it. Binds an unbound loop.
  * Return:    0, also when it is closed already; -EPERM: wrong thread; -EBUSY: in a callback (stop instead);
  *            -ECHILD; -ETIMEDOUT: the kernel held on to something for many seconds: the loop is closed, and what

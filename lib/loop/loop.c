@@ -33,6 +33,10 @@ void weir__loop_mark(weir_loop *loop, weir__actor *actor) {
         weir__list_append(&loop->marked, &actor->marked);
 }
 
+void weir__loop_keep(weir_loop *loop, weir__actor *actor) {
+    weir__list_append(&loop->kept, &actor->marked); /* where it is, it cannot be marked any more */
+}
+
 /* Settle what is marked now; what its callbacks mark is for the next time, so that this ends. */
 static unsigned settle(weir_loop *loop) {
     weir__link marked, *link;
@@ -220,6 +224,14 @@ static void end_all(weir_loop *loop, int reason) {
     }
 }
 
+static void release_kept(weir_loop *loop) {
+    weir__link *link;
+    while ((link = weir__list_take_first(&loop->kept)) != NULL) {
+        weir__actor *actor = WEIR__CONTAINER(link, weir__actor, marked);
+        actor->verbs->release(actor);
+    }
+}
+
 static void grace_is_over(weir__timeout *timeout) {
     weir_loop *loop = WEIR__CONTAINER(timeout, weir_loop, grace);
     loop->is_grace_over = true;
@@ -368,6 +380,7 @@ int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tu
     loop->ticked = weir__sys_now();
     weir__list_init(&loop->marked);
     weir__list_init(&loop->actors);
+    weir__list_init(&loop->kept);
     weir__list_init(&loop->stalled);
     r = init(loop, &options, tuning);
     if (r < 0) {
@@ -427,6 +440,7 @@ WEIR_API int weir_loop_close(weir_loop *loop) {
     r = verbs->close(loop->backend);
     weir__waker_close(loop->waker);
     loop->phase = WEIR__PHASE_CLOSED;
+    release_kept(loop); /* no callback comes any more */
     weir_loop_unref(loop);
     return r;
 }

@@ -32,11 +32,13 @@ typedef struct weir__actor_verbs {
     void (*end)(weir__actor *actor, int reason);
     /* The loop drains: a listener closes, a stream goes on. */
     void (*drain)(weir__actor *actor);
+    /* The loop's close is over: free what weir__loop_keep() kept. NULL: it keeps nothing. */
+    void (*release)(weir__actor *actor);
 } weir__actor_verbs;
 
 struct weir__actor {
     const weir__actor_verbs *verbs;
-    weir__link marked; /* loop.marked, while there is something to settle */
+    weir__link marked; /* loop.marked, while there is something to settle; loop.kept, once it has ended */
     weir__link member; /* loop.actors, until it has ended */
 };
 
@@ -78,6 +80,7 @@ struct weir_loop {
     uint32_t max_streams, max_turn_events;
     weir__link marked;   /* weir__actor.marked */
     weir__link actors;   /* weir__actor.member */
+    weir__link kept;     /* weir__actor.marked */
     weir__link stalled;  /* weir__stall.link */
     weir__heap timers;   /* weir__timeout.node */
     weir__timeout grace; /* of drain */
@@ -120,6 +123,8 @@ int64_t weir__loop_now(const weir_loop *loop);
 void weir__loop_add(weir_loop *loop, weir__actor *actor, const weir__actor_verbs *verbs);
 void weir__loop_remove(weir_loop *loop, weir__actor *actor);
 void weir__loop_mark(weir_loop *loop, weir__actor *actor);
+/* It was removed by the loop's close, and its owner was not told: its memory stays until the last callback is over. */
+void weir__loop_keep(weir_loop *loop, weir__actor *actor);
 
 /* A timeout has a place promised from init to deinit, so that setting it cannot fail. 0; -ENOMEM. */
 int weir__timeout_init(weir_loop *loop, weir__timeout *timeout, void (*fire)(weir__timeout *timeout));

@@ -96,7 +96,8 @@ void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settin
 static void settle(weir__actor *actor);
 static void end(weir__actor *actor, int reason);
 static void drain(weir__actor *actor);
-static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain };
+static void release(weir__actor *actor);
+static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain, .release = release };
 
 /* Connecting takes too long, the peer of a graceful close does nothing, or what came in before a failed send is still
  * not all. */
@@ -182,7 +183,10 @@ static void finish(weir_stream *stream) {
         weir__listener_stream_ended(stream->listener);
     if (stream->callbacks != NULL && stream->callbacks->on_close != NULL)
         stream->callbacks->on_close(stream, stream->reason, stream->error, stream->userdata);
-    weir_stream_unref(stream);
+    if (stream->callbacks == NULL && loop->phase == WEIR__PHASE_CLOSING)
+        weir__loop_keep(loop, &stream->actor); /* its owner has not heard of it, and may still close it, say */
+    else
+        weir_stream_unref(stream);
 }
 
 /* Without grace: make the peer know, end what is under way, and wait until it has ended. */
@@ -247,6 +251,10 @@ static void end(weir__actor *actor, int reason) {
 
 static void drain(weir__actor *actor) {
     (void)actor;
+}
+
+static void release(weir__actor *actor) {
+    weir_stream_unref(to_stream(actor));
 }
 
 /* ---- the application -------------------------------------------------------------------------------- */
