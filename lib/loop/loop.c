@@ -42,7 +42,7 @@ static unsigned settle(weir_loop *loop) {
     weir__link marked, *link;
     unsigned count = 0;
     weir__list_move(&loop->marked, &marked);
-    while ((link = weir__list_take_first(&marked)) != NULL) {
+    while (!weir__loop_is_lost(loop) && (link = weir__list_take_first(&marked)) != NULL) {
         weir__actor *actor = WEIR__CONTAINER(link, weir__actor, marked);
         actor->verbs->settle(actor);
         count++;
@@ -105,7 +105,8 @@ static bool is_over(const weir_loop *loop) {
 static unsigned fire_timers(weir_loop *loop) {
     unsigned count = 0;
     weir__heap_node *node;
-    while (count < loop->max_turn_events && (node = weir__heap_take_due(&loop->timers, loop->now)) != NULL) {
+    while (count < loop->max_turn_events && !weir__loop_is_lost(loop) &&
+           (node = weir__heap_take_due(&loop->timers, loop->now)) != NULL) {
         weir__timeout *timeout = WEIR__CONTAINER(node, weir__timeout, node);
         timeout->fire(timeout);
         count++;
@@ -113,10 +114,12 @@ static unsigned fire_timers(weir_loop *loop) {
     return count;
 }
 
-/* One turn. Return: how much happened; -errno. */
+/* One turn. Return: how much happened; -errno; -ECHILD: a callback forked, and this is the child. */
 static int turn(weir_loop *loop, int64_t timeout_ns) {
     const weir__backend_verbs *verbs = loop->backend->verbs;
     unsigned count = settle(loop);
+    if (weir__loop_is_lost(loop))
+        return -ECHILD;
     int64_t next = weir__heap_next(&loop->timers), sleep_ns = LONGEST_SLEEP_NS;
     if (timeout_ns >= 0 && timeout_ns < sleep_ns)
         sleep_ns = timeout_ns;
@@ -141,6 +144,8 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     count += fire_timers(loop);
     count += weir__loop_run_posts(loop);
     count += settle(loop);
+    if (weir__loop_is_lost(loop))
+        return -ECHILD;
     if (loop->now - loop->ticked >= TICK_NS) {
         loop->ticked = loop->now;
         verbs->tick(loop->backend);
@@ -429,11 +434,15 @@ WEIR_API int weir_loop_close(weir_loop *loop) {
     weir__loop_stop_timers(loop);
     weir__heap_remove(&loop->timers, &loop->grace.node);
     weir__loop_refuse_posts(loop);
+    if (weir__loop_is_lost(loop))
+        return -ECHILD;
     end_all(loop, WEIR_CLOSE_LOOP);
     int64_t deadline = loop->now + CLOSE_TIMEOUT_S * (int64_t)NS_PER_S;
     const weir__backend_verbs *verbs = loop->backend->verbs;
     while ((!weir__list_is_empty(&loop->actors) || !verbs->is_quiet(loop->backend)) && loop->now < deadline) {
         r = turn(loop, NS_PER_S / 100);
+        if (r == -ECHILD)
+            return r;
         if (r < 0 && r != -ENOMEM)
             break;
     }

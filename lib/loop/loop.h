@@ -109,6 +109,11 @@ static inline int weir__loop_check(const weir_loop *loop) {
     return 0;
 }
 
+/* Has a callback forked, and is this the child, which came back from it? Then nothing of the loop's is here. */
+static inline bool weir__loop_is_lost(const weir_loop *loop) {
+    return weir__fork_is_child(loop->generation);
+}
+
 /* As above, and may something new be made in it? -ESHUTDOWN. */
 int weir__loop_check_open(const weir_loop *loop);
 

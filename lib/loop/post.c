@@ -37,7 +37,7 @@ static unsigned run(weir_loop *loop, weir__post *newest) {
         oldest = newest;
         newest = next;
     }
-    while (oldest != NULL) {
+    while (oldest != NULL && !weir__loop_is_lost(loop)) {
         weir__post *post = oldest;
         oldest = post->next;
         post->run(loop, post);
