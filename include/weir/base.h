@@ -19,8 +19,8 @@
  * Fork.       In the child of a fork every object made before it is dead: each call, unref included, gives
  *             -ECHILD (or does nothing), frees nothing and disturbs nothing of the parent. The payload is not
  *             there: a slice's bytes must not be looked at. A loop made in the child is as good as any. A child
- *             that was forked in a callback should _exit or exec there; if it returns from a post's, a timer's or an
- *             on_close, no other callback runs, and run, run_once and weir_loop_close return -ECHILD.
+ *             that was forked in a callback should _exit or exec there; if it returns from it, no other callback runs,
+ *             and run, run_once and weir_loop_close return -ECHILD.
  * Callbacks.  None runs inside any call but run, run_once and weir_loop_close; a callback may call anything
  *             but those three (-EBUSY).
  * Options.    Structures begin with their size, are read during the call and not kept. Zero is the default of

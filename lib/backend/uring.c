@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "backend/uring.h"
+#include "base/fork.h"
 #include "edge/sys.h"
 
 /* The turns of an io_uring and its life: everything about single operations is in uring_op.c. */
@@ -82,15 +83,20 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     weir__link finished, *link;
     weir__cqe cqe;
     unsigned count = 0;
+    uint32_t generation = weir__pool_generation(u->group.pool);
     weir__list_move(&u->finished, &finished);
     while ((link = weir__list_take_first(&finished)) != NULL) {
         weir__op *op = WEIR__CONTAINER(link, weir__op, link);
         weir__uring_deliver_final(u, op, op->result);
         count++;
+        if (weir__fork_is_child(generation))
+            return count;
     }
     while (count < max && weir__ring_cqe(u->ring, &cqe)) {
         weir__uring_complete(u, &cqe);
         count++;
+        if (weir__fork_is_child(generation))
+            return count; /* a callback forked, and came back in the child: the ring is not there */
     }
     u->has_more = count >= max;
     if (!u->has_more)

@@ -46,7 +46,7 @@ struct weir_listener {
     uint32_t lost;         /* connections that were gone, since one was not and since it last rested */
     int error;
     weir__sys_file file; /* what bind made, if @unlinks */
-    bool is_tcp, is_paused, is_closing, unlinks;
+    bool is_tcp, is_paused, is_closing, is_adopted, unlinks;
     bool takes_many; /* the accept that is under way goes on after one */
 };
 
@@ -234,18 +234,23 @@ static void finish(weir_listener *listener) {
         remove_file(&address, listener->file);
     weir__list_remove(&listener->stall.link);
     weir__timeout_deinit(loop, &listener->retry);
+    if (!listener->is_adopted) /* a child's copy would go on listening; an adopted one may be meant to */
+        (void)weir__sys_shutdown(listener->fd, SHUT_RDWR);
     weir__loop_close_fd(loop, listener->fd);
     listener->fd = -1;
     weir__loop_remove(loop, &listener->actor);
     loop->listeners_open--;
     if (callbacks != NULL && callbacks->on_close != NULL)
         callbacks->on_close(listener, listener->error, listener->userdata);
-    weir_listener_unref(listener);
+    if (callbacks == NULL && loop->phase == WEIR__PHASE_CLOSING)
+        weir__loop_keep(loop, &listener->actor); /* its owner has not heard of it, and may still close it, say */
+    else
+        weir_listener_unref(listener);
 }
 
 static void hand_out_held(weir_listener *listener) {
     size_t count = 0;
-    while (count < listener->held_count && is_handing_out(listener))
+    while (count < listener->held_count && is_handing_out(listener) && !weir__loop_is_lost(listener->loop))
         hand_out(listener, listener->held[count++]);
     listener->held_count -= count;
     memmove(listener->held, listener->held + count, listener->held_count * sizeof *listener->held);
@@ -284,7 +289,11 @@ static void drain(weir__actor *actor) {
     end(actor, WEIR_CLOSE_DRAIN);
 }
 
-static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain };
+static void release(weir__actor *actor) {
+    weir_listener_unref(to_listener(actor));
+}
+
+static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain, .release = release };
 
 /* ---- opening ---------------------------------------------------------------------------------------- */
 
@@ -400,10 +409,12 @@ WEIR_API int weir_listener_adopt(weir_loop *loop, int fd, const weir_listener_op
         how.file = find_file(&address);
         r = make(loop, fd, family != AF_UNIX, &how, ret_listener);
     }
-    if (r >= 0)
-        (void)weir__sys_set_nonblocking_cloexec(
-            fd); /* of an open descriptor: it cannot fail; so the last thing done */
-    return r;
+    if (r < 0)
+        return r;
+    (*ret_listener)->is_adopted = true;
+    (void)weir__sys_set_nonblocking_cloexec(
+        fd); /* of an open descriptor: it cannot fail; so the last thing done */
+    return 0;
 }
 
 /* ---- the application -------------------------------------------------------------------------------- */

@@ -227,6 +227,8 @@ static void settle(weir__actor *actor) {
      * could detach or close: those have none.) */
     if (!stream->has_failed)
         weir__stream_settle_output(stream);
+    if (weir__loop_is_lost(stream->loop))
+        return;
     if (!stream->has_failed)
         weir__stream_settle_input(stream);
     if (stream->has_failed)

@@ -61,6 +61,8 @@ static void deliver_staged(weir_stream *stream) {
     weir_slice slice;
     while (is_listening(stream) && weir__sendq_take(&stream->staged, cache, &slice)) {
         stream->callbacks->on_data(stream, &slice, stream->userdata);
+        if (weir__loop_is_lost(stream->loop))
+            return;
         weir__block_unref_by(slice.owner, cache->owner);
     }
     if (stream->wants_close)

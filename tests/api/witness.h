@@ -37,14 +37,6 @@ int witness_teardown(void **state);
 /* Some turns that do not sleep: what is only to be carried out is, and what must not happen could. */
 void run_turns(test_fixture *fixture, unsigned turns);
 
-/* The first line of a test that shows a bug which is known and not mended: it is skipped then, unless
- * WEIR_TEST_KNOWN_BUGS is set. Whoever mends the bug deletes the line. */
-#define until_mended()                              \
-    do {                                            \
-        if (getenv("WEIR_TEST_KNOWN_BUGS") == NULL) \
-            skip();                                 \
-    } while (0)
-
 /* ---- streams that tell ------------------------------------------------------------------------------- */
 
 typedef struct witness witness;

@@ -15,14 +15,6 @@
 
 enum { OURS = 1, THEIRS = 2 };
 
-/* The first line of a test that shows a bug which is known and not mended: it is skipped then, unless
- * WEIR_TEST_KNOWN_BUGS is set. Whoever mends the bug deletes the line. */
-#define until_mended()                              \
-    do {                                            \
-        if (getenv("WEIR_TEST_KNOWN_BUGS") == NULL) \
-            skip();                                 \
-    } while (0)
-
 /* Everything that a program may hold when it forks. */
 typedef struct household {
     test_fixture f;
@@ -495,7 +487,6 @@ static void a_child_that_comes_back_in_the_loops_close_is_told(void **state) {
 
 /* Not yet where the kernel's completions are delivered: the loop looks between them only when all are done. */
 static void a_child_that_comes_back_from_on_data_is_told(void **state) {
-    until_mended();
     (void)state;
     static household h;
     static scribe lodgers[2];
@@ -601,7 +592,6 @@ static void an_accept_does_not_live_on_in_the_childs_ring(void **state) {
  * connections that nobody is ever going to accept, and the port is taken (-EADDRINUSE). Only shutting it down would end
  * it for all, as a stream's close does for connections. */
 static void the_port_is_free_after_the_loops_close_although_the_child_lives(void **state) {
-    until_mended();
     (void)state;
     expect_the_port_free(child_does_nothing);
 }
