@@ -259,7 +259,7 @@ int main(int argc, char **argv) {
     uint64_t first = 1, last = 100;
     double minutes = 0;
     bool is_shrinking = false, wants_report = false, is_classic = false, is_tap = false;
-    sim_config config = { .steps = 3000, .connections = 12, .faults = UINT64_MAX };
+    sim_config config = { .steps = 3500, .connections = 12, .faults = UINT64_MAX };
     for (int i = 1; i < argc; i++) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         char *end = NULL;

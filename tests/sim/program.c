@@ -26,6 +26,7 @@ enum role { ECHO, SOURCE, SINK, FORWARD, ROLES };
 
 typedef struct connection {
     bool is_used;
+    size_t place; /* in app.used */
     uint64_t number;
     enum role role;
     struct connection *partner; /* FORWARD: what comes in here goes out there */
@@ -54,7 +55,8 @@ static struct {
     weir__address address, upstream_address;
     connection *all[MOST_EVER]; /* a socket may refer to one long after it is over */
     size_t all_count;
-    uint32_t used_count;
+    connection *used[MOST_EVER]; /* those that are not over, in any order */
+    size_t used_count;
     uint64_t numbers;
     held held[MOST_HELD];
     size_t held_count;
@@ -364,9 +366,17 @@ static const weir_stream_callbacks callbacks = { .size = sizeof callbacks,
                                                  .on_close = on_close };
 
 static void use(connection *c, bool is_used) {
-    app.used_count += is_used && !c->is_used;
-    app.used_count -= !is_used && c->is_used;
+    if (is_used == c->is_used)
+        return;
     c->is_used = is_used;
+    if (is_used) {
+        c->place = app.used_count++;
+        app.used[c->place] = c;
+    } else {
+        connection *last = app.used[--app.used_count];
+        app.used[c->place] = last;
+        last->place = c->place;
+    }
 }
 
 static void start_connection(connection *c, weir_stream *stream) {
@@ -423,13 +433,7 @@ static connection *connection_new(enum role role) {
 
 /* One of those that are going on, or NULL. */
 static connection *any_connection(void) {
-    size_t first = app.all_count > 64 ? app.all_count - 64 : 0;
-    for (int tries = 0; tries < 8 && app.all_count > 0; tries++) {
-        connection *c = app.all[first + sim_random(app.all_count - first)];
-        if (c->is_used)
-            return c;
-    }
-    return NULL;
+    return app.used_count > 0 ? app.used[sim_random(app.used_count)] : NULL;
 }
 
 /* A peer comes. */
@@ -545,6 +549,9 @@ static bool peer_write(connection *c) {
         c->peer_shut = true;
         return true;
     }
+    const sim_socket *far = c->socket->other;
+    if (far != NULL && !c->socket->has_error && sim_readable(far) >= far->room)
+        return false;
     size_t size = 1 + (size_t)sim_random((uint64_t)1 << sim_random(15));
     if (size > c->peer_limit - c->peer_wrote)
         size = (size_t)(c->peer_limit - c->peer_wrote);
@@ -618,11 +625,9 @@ bool sim_world_step(void) {
     if (!app.no_new && sim_random(12) == 0)
         come();
     bool did = false;
-    size_t first = app.all_count > 0 ? (size_t)sim_random(app.all_count) : 0;
-    for (size_t i = 0; i < app.all_count && !did; i++) {
-        connection *c = app.all[(first + i) % app.all_count];
-        if (!c->is_used)
-            continue;
+    size_t count = app.used_count, first = count > 0 ? (size_t)sim_random(count) : 0;
+    for (size_t i = 0; i < count && app.used_count > 0 && !did; i++) {
+        connection *c = app.used[(first + i) % app.used_count];
         did = peer_act(c);
         reap(c);
     }
