@@ -360,8 +360,9 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         u->base.stats.bytes_in += (uint64_t)cqe->res;
         op->complete(op, &completion);
     }
+    bool is_reason = cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN; /* or it was cancelled */
     if (is_over)
-        finish(u, op, has_data || cqe->res == -ENOBUFS ? -ECANCELED : cqe->res);
+        finish(u, op, has_data || !is_reason ? -ECANCELED : cqe->res);
     else if ((cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE)
         doubt(u, op);
 }

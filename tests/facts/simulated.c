@@ -78,7 +78,8 @@ bool sim_world_step(void) {
 void sim_other_thread(void) {
 }
 
-void sim_check_sleep(void) {
+void sim_check_sleep(int64_t until) {
+    (void)until;
 }
 
 const char *sim_describe(void) {

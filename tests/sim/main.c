@@ -259,7 +259,7 @@ int main(int argc, char **argv) {
     uint64_t first = 1, last = 100;
     double minutes = 0;
     bool is_shrinking = false, wants_report = false, is_classic = false, is_tap = false;
-    sim_config config = { .steps = 3500, .connections = 12, .faults = UINT64_MAX };
+    sim_config config = { .steps = 4000, .connections = 12, .faults = UINT64_MAX };
     for (int i = 1; i < argc; i++) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         char *end = NULL;
@@ -299,6 +299,7 @@ int main(int argc, char **argv) {
     }
     signal(SIGABRT, on_crash);
     signal(SIGSEGV, on_crash);
+    signal(SIGALRM, on_crash); /* it hangs in the library */
     double began = seconds(), told = began;
     for (uint64_t seed = first; seed <= last; seed++) {
         config.seed = seed;
@@ -307,7 +308,9 @@ int main(int argc, char **argv) {
             shrink(config);
             continue;
         }
+        alarm(60);
         sim_run(&config);
+        alarm(0);
         add_up();
         double now = seconds();
         if (isatty(2) ? now - told > 0.5 : now - told > 30) {

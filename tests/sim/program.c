@@ -20,7 +20,7 @@
  * forwarder's is its other side's.
  */
 
-enum { MOST_EVER = 65536, MOST_HELD = 64, TIMERS = 3, MOST_EXTERNAL = 4096 };
+enum { MOST_EVER = 65536, MOST_HELD = 64, TIMERS = 3, MOST_EXTERNAL = 4096, TIMER_SLACK = 1000000 };
 
 enum role { ECHO, SOURCE, SINK, FORWARD, ROLES };
 
@@ -34,11 +34,12 @@ typedef struct connection {
     sim_socket *socket;
     uint64_t peer_wrote, peer_read, peer_limit;
     bool peer_shut, peer_gone, peer_saw_end, peer_was_reset, peer_is_slow;
+    bool peer_is_dead; /* after half of what it has to say it never does anything again */
     /* the application */
     weir_stream *stream; /* referenced */
     uint64_t app_read, app_wrote, in_seed, out_seed;
-    bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, end_told, is_full;
-    unsigned closes;
+    bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, open_told, end_told, is_full;
+    unsigned closes, turns_without_drain, turns_since_reset;
     int reason, error;
 } connection;
 
@@ -64,6 +65,9 @@ static struct {
     weir_timer *timers[TIMERS];
     int64_t due[TIMERS]; /* -1: stopped */
     int64_t repeat[TIMERS];
+    uint64_t queue_limit, queue_high, queue_low;
+    uint32_t max_streams, accepted_open; /* of the listener */
+    bool is_listener_paused, is_loop_closing;
     uint64_t external_given, external_released;
     uint8_t *external[MOST_EXTERNAL];
     uint64_t live_blocks;
@@ -118,6 +122,9 @@ static void hold(const connection *c, const weir_slice *slice, bool keep) {
         weir_slice_ref(slice, &h->slice);
     else if (weir_slice_keep(slice, &h->slice) < 0)
         return;
+    if (keep && slice->size > 0)
+        sim_require((h->slice.data != slice->data) == (slice->size < (slice->owner->capacity + 7) / 8),
+                    "what was kept pins more than eight times its size, or was copied for nothing");
     app.held_count++;
 }
 
@@ -151,14 +158,19 @@ static void close_connection(connection *c) {
 
 /* What a write said. Return: it was taken. */
 static bool took(connection *to, int r, size_t size) {
+    uint64_t queued = to->stream != NULL ? weir_stream_get_queued(to->stream) : 0;
     if (r >= 0) {
         to->app_wrote += size;
+        sim_require(!to->is_shut && !to->is_closing, "a write was taken after shutdown or close");
+        sim_require(queued <= app.queue_limit, "the queue is longer than its limit");
+        sim_require((r == WEIR_WRITE_FULL) == (queued > app.queue_high) || to->stream->queue.count > 512,
+                    "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
         if (r == WEIR_WRITE_FULL)
             to->is_full = true;
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
-    if (r == -ENOBUFS && weir_stream_get_queued(to->stream) > 0)
+    if (r == -ENOBUFS && queued > 0)
         to->is_full = true; /* a drain is owed */
     return false;
 }
@@ -217,6 +229,9 @@ static void write_some(connection *c) {
 
 /* Anything an application may do to a stream, in a callback or out of it. */
 static void act(connection *c) {
+    if (c->stream != NULL && c->is_started && c->closes == 0 && (c->is_shut || c->is_closing) &&
+        sim_random(8) == 0)
+        sim_require(weir_stream_write(c->stream, "x", 1) == -EPIPE, "a write was taken after shutdown or close");
     if (c->stream == NULL || !c->is_started || c->closes > 0 || c->is_closing)
         return;
     switch (sim_random(sim.is_calm ? 1 : 24)) {
@@ -274,6 +289,8 @@ static void on_open(weir_stream *stream, void *userdata) {
     (void)stream;
     check_alive(c, "on_open");
     sim_require(c->is_dialled && !c->is_closing, "on_open of a stream that was not dialled, or is closing");
+    sim_require(!c->open_told, "on_open twice");
+    c->open_told = true;
     act(c);
 }
 
@@ -284,6 +301,8 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     sim_require(!c->is_paused, "connection %llu: data while paused", (unsigned long long)c->number);
     sim_require(!c->is_closing, "connection %llu: data after close", (unsigned long long)c->number);
     sim_require(!c->end_told, "connection %llu: data after its end", (unsigned long long)c->number);
+    sim_require(!c->is_dialled || c->open_told, "connection %llu: data before it is open",
+                (unsigned long long)c->number);
     sim_require(slice->size > 0, "an empty slice");
     int64_t at = test_differs(c->in_seed, c->app_read, slice->data, slice->size);
     sim_require(at < 0, "connection %llu (%s): byte %lld is not what the peer wrote",
@@ -309,7 +328,8 @@ static void on_end(weir_stream *stream, void *userdata) {
     check_alive(c, "on_end");
     sim_require(!c->end_told, "on_end twice");
     sim_require(!c->is_paused && !c->is_closing, "on_end while paused, or after close");
-    sim_require(c->peer_shut || c->peer_gone, "an end that the peer did not send");
+    sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
+    sim_require(!c->is_dialled || c->open_told, "an end before it is open");
     sim_require(c->app_read == c->peer_wrote, "connection %llu: the end came after %llu of %llu bytes",
                 (unsigned long long)c->number, (unsigned long long)c->app_read, (unsigned long long)c->peer_wrote);
     c->end_told = true;
@@ -326,12 +346,51 @@ static void on_drain(weir_stream *stream, void *userdata) {
     connection *c = userdata;
     check_alive(c, "on_drain");
     sim_require(c->is_full, "a drain that nobody waits for");
-    sim_require(weir_stream_get_queued(stream) <= (1 << 20) / 4, "a drain above the low mark");
+    sim_require(weir_stream_get_queued(stream) <= app.queue_low, "a drain above the low mark");
     c->is_full = false;
+    c->turns_without_drain = 0;
     connection *from = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
     if (from != NULL && from->is_used && from->is_started && from->closes == 0 && !from->is_closing)
         resume_connection(from);
     act(c);
+}
+
+/* Why it ended must be something that happened. */
+static void check_reason(const connection *c, int reason, int error) {
+    bool has_gone = c->peer_gone || c->peer_was_reset;
+    bool lacked_memory = sim.faults[SIM_NO_MEMORY] + sim.faults[SIM_REQUEST_ENOMEM] > 0;
+    switch (reason) {
+    case WEIR_CLOSE_LOCAL:
+    case WEIR_CLOSE_PEER:
+        sim_require(error == 0 && !c->was_aborted, "a good end with an error");
+        sim_require(c->is_closing, "a stream closed itself");
+        sim_require(reason == WEIR_CLOSE_LOCAL || c->peer_shut || has_gone, "an end by a peer that did not end");
+        break;
+    case WEIR_CLOSE_ABORT:
+        sim_require(error == 0 && c->was_aborted, "an abort that nobody asked for");
+        break;
+    case WEIR_CLOSE_CONNECT:
+        sim_require(error < 0 && c->is_dialled && !c->open_told, "a failed connect of what was connected");
+        break;
+    case WEIR_CLOSE_LINGER:
+        sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
+        sim_require(c->socket == NULL || has_gone || c->socket->has_ended ||
+                        c->peer_read + sim_readable(c->socket) < c->app_wrote,
+                    "the peer has all, and was not told the end");
+        break;
+    case WEIR_CLOSE_LOOP:
+        sim_require(error == 0 && app.is_loop_closing, "the loop is not closing");
+        break;
+    default:
+        sim_require(reason == WEIR_CLOSE_ERROR, "reason %d", reason);
+        sim_require((error == -ENOMEM && lacked_memory) ||
+                        ((error == -ECONNRESET || error == -EPIPE || error == -ENOTCONN) && has_gone),
+                    "connection %llu: closed with %s, for no reason", (unsigned long long)c->number,
+                    weir_error_name(error));
+    }
+    sim_require(!c->is_dialled || c->open_told || c->is_closing || reason == WEIR_CLOSE_CONNECT ||
+                    reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR,
+                "connection %llu was never said to be open", (unsigned long long)c->number);
 }
 
 static void on_close(weir_stream *stream, int reason, int error, void *userdata) {
@@ -340,12 +399,10 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     sim_require(c->closes++ == 0, "on_close twice");
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
-    sim_require(error == 0 || error != -ECANCELED, "a cancellation was told as an error");
+    sim_require(error != -ECANCELED, "a cancellation was told as an error");
     sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
-    if (reason == WEIR_CLOSE_LOCAL || reason == WEIR_CLOSE_PEER)
-        sim_require(error == 0 && !c->was_aborted, "a good end with an error");
-    if (reason == WEIR_CLOSE_ABORT)
-        sim_require(c->was_aborted, "an abort that nobody asked for");
+    check_reason(c, reason, error);
+    app.accepted_open -= !c->is_dialled;
     c->reason = reason;
     c->error = error;
     app.streams_closed++;
@@ -392,11 +449,15 @@ static void on_accept(weir_listener *listener, weir_stream *stream, void *userda
     sim_require(socket != NULL && socket->peer != NULL, "a connection that nobody made");
     connection *c = socket->peer;
     sim_require(!c->is_started, "a connection was accepted twice");
+    sim_require(!app.is_listener_paused, "a paused listener hands out");
+    sim_require(app.max_streams == 0 || app.accepted_open < app.max_streams,
+                "more streams than the listener may have");
     if (sim_random(32) == 0) {
         weir_stream_close(stream);
         c->was_aborted = true;
         return;
     }
+    app.accepted_open++;
     start_connection(c, stream);
     act(c);
 }
@@ -406,8 +467,20 @@ static const weir_listener_callbacks accepting = { .size = sizeof accepting, .on
 static void on_timer(weir_timer *timer, void *userdata) {
     size_t i = (size_t)(uintptr_t)userdata;
     sim_require(app.timers[i] == timer && app.due[i] >= 0, "timer %zu fired after it was stopped", i);
-    sim_require(sim.now_ns >= app.due[i], "timer %zu fired too early", i);
-    app.due[i] = app.repeat[i] > 0 ? sim.now_ns : -1;
+    sim_require(sim.now_ns + TIMER_SLACK >= app.due[i], "timer %zu fired too early", i);
+    int64_t next = app.due[i] + app.repeat[i], now = app.loop->now;
+    app.due[i] = app.repeat[i] == 0 ? -1 : next > now ? next : now + app.repeat[i];
+}
+
+static void check_timers(int64_t until, const char *what) {
+    for (size_t i = 0; i < TIMERS; i++)
+        sim_require(app.due[i] < 0 || app.due[i] + TIMER_SLACK >= until, "timer %zu: %s", i, what);
+}
+
+static void on_post_to_stop(weir_loop *loop, void *userdata) {
+    (void)userdata;
+    app.ran++;
+    weir_loop_stop(loop);
 }
 
 static void on_post(weir_loop *loop, void *userdata) {
@@ -428,6 +501,7 @@ static connection *connection_new(enum role role) {
     c->out_seed = role == ECHO ? c->in_seed : c->in_seed + 1;
     c->peer_limit = sim_random((uint64_t)1 << (4 + sim_random(16)));
     c->peer_is_slow = sim_random(4) == 0;
+    c->peer_is_dead = sim_random(24) == 0;
     return c;
 }
 
@@ -456,7 +530,8 @@ static void come(void) {
 static connection *dial(enum role role) {
     weir_stream_options options = { .size = sizeof options,
                                     .connect_timeout_ns = 50000000,
-                                    .linger_timeout_ns = 1000000000 };
+                                    .linger_timeout_ns = 1000000000,
+                                    .queue_limit_bytes = app.queue_limit };
     connection *c = connection_new(role);
     if (c == NULL)
         return NULL;
@@ -580,7 +655,7 @@ static bool peer_act(connection *c) {
             }
         return false;
     }
-    if (c->peer_gone)
+    if (c->peer_gone || (c->peer_is_dead && c->peer_wrote >= c->peer_limit / 2))
         return false;
     if (sim_random(200) == 0 && sim_fault(SIM_RESET)) {
         peer_reset(c);
@@ -602,9 +677,10 @@ static void reap(connection *c) {
     bool never_came = !c->is_started && !c->is_dialled;
     if (c->is_started && c->closes == 0)
         return;
-    if (never_came && !c->peer_gone)
+    bool is_left = c->peer_is_dead && c->socket != NULL && c->socket->other == NULL;
+    if (never_came && !c->peer_gone && !is_left)
         return;
-    if (c->socket != NULL && !c->peer_gone)
+    if (c->socket != NULL && !c->peer_gone && !c->peer_is_dead)
         return;
     if (c->is_started && !c->was_aborted && !c->peer_was_reset && c->socket != NULL &&
         (c->reason == WEIR_CLOSE_LOCAL || c->reason == WEIR_CLOSE_PEER))
@@ -675,14 +751,24 @@ static void check_world(void) {
     if (app.checks++ % 8 == 0) /* it looks at every buffer */
         sim_require(weir__pool_is_consistent(pool), "the pool's account is not right");
     sim_require(stats.used_bytes <= stats.budget_bytes, "the budget is exceeded");
+    check_timers(app.loop->now, "it is overdue");
+    for (size_t i = 0; i < app.used_count; i++) {
+        connection *c = app.used[i];
+        if (c->is_full && c->stream != NULL && c->closes == 0 && !c->is_closing && c->stream->queue.bytes == 0 &&
+            weir__op_is_idle(&c->stream->out) && c->stream->output_error == 0 && !c->stream->has_failed)
+            sim_require(++c->turns_without_drain < 8, "connection %llu: nothing is queued, and no drain comes",
+                        (unsigned long long)c->number);
+    }
     if (app.held_count > 0)
         check_held(&app.held[sim_random(app.held_count)]);
     sim_require(app.external_released <= app.external_given, "external memory was released too often");
 }
 
-void sim_check_sleep(void) {
+void sim_check_sleep(int64_t until) {
     if (app.loop == NULL)
         return;
+    sim_require(until - sim.now_ns <= 1000000000, "a sleep that a lost wake-up would make last");
+    check_timers(until, "the loop sleeps past it");
     weir_pool *pool = weir_loop_get_pool(app.loop);
     weir_pool_stats stats = { .size = sizeof stats };
     (void)weir_pool_get_stats(pool, &stats);
@@ -728,7 +814,8 @@ static void act_outside(void) {
             drop_held((size_t)sim_random(app.held_count));
         break;
     case 6:
-        sim_require((sim_random(2) == 0 ? weir_listener_pause : weir_listener_resume)(app.listener) == 0,
+        app.is_listener_paused = sim_random(2) == 0;
+        sim_require((app.is_listener_paused ? weir_listener_pause : weir_listener_resume)(app.listener) == 0,
                     "pause, resume");
         break;
     default: {
@@ -740,13 +827,42 @@ static void act_outside(void) {
 }
 
 static void turn(void) {
-    int r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
+    int r = 0;
+    bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
+    if (runs) { /* until it is stopped, or it hangs */
+        app.posted++;
+        r = weir_loop_run(app.loop);
+    } else {
+        r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
+    }
     sim_require(r >= 0 || r == -ENOMEM, "run_once said %s", weir_error_name(r));
     check_world();
 }
 
 static bool is_everything_over(void) {
     return app.used_count == 0;
+}
+
+/* A peer that reset is noticed soon, whatever the stream is doing or not doing. */
+static void expect_resets_noticed(void) {
+    bool is_one_left = true;
+    while (is_one_left) {
+        turn();
+        sim.now_ns += 10000000;
+        weir_pool_stats stats = { .size = sizeof stats };
+        sim_require(weir_pool_get_stats(weir_loop_get_pool(app.loop), &stats) == 0, "no statistics");
+        if (stats.buffers_posted + stats.buffers_filling == 0)
+            return; /* what waits for a peer that does not read holds them all: nothing can be received */
+        is_one_left = false;
+        for (size_t i = 0; i < app.used_count; i++) {
+            connection *c = app.used[i];
+            if (!c->is_started || c->closes > 0 || !c->peer_was_reset || c->is_closing)
+                continue;
+            is_one_left = true;
+            sim_require(++c->turns_since_reset < 400, "connection %llu: its peer reset it, and nobody noticed: %s",
+                        (unsigned long long)c->number, sim_describe());
+        }
+    }
 }
 
 /* Faults stop: everything must come to its end, soon. */
@@ -759,16 +875,18 @@ static void calm_down(void) {
         (void)weir_timer_stop(app.timers[i]);
         app.due[i] = -1;
     }
+    expect_resets_noticed();
     for (size_t i = 0; i < app.all_count; i++) {
         connection *c = app.all[i];
         c->peer_is_slow = false;
         c->peer_limit = c->peer_wrote;
         if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing) {
             resume_connection(c);
-            if (c->role != ECHO && c->role != FORWARD)
+            if ((c->role != ECHO && c->role != FORWARD) || c->peer_is_dead)
                 close_connection(c);
         }
     }
+    app.is_listener_paused = false;
     (void)weir_listener_resume(app.listener);
     int turns = 0;
     while (!is_everything_over()) {
@@ -777,7 +895,8 @@ static void calm_down(void) {
         (void)sim_world_step();
         for (size_t i = 0; i < app.all_count; i++) {
             connection *c = app.all[i];
-            if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing && c->end_told)
+            if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing &&
+                (c->end_told || c->peer_is_dead))
                 close_connection(c);
         }
         if (turns % 64 == 0)
@@ -837,9 +956,14 @@ static void open_all(void) {
     sim.is_calm = true; /* opening is not what is tested here */
     weir_loop *loop;
     sim_require(weir__loop_new(&options, &tuning, &loop) == 0, "no loop");
-    weir_listener_options listening = { .size = sizeof listening,
-                                        .max_streams = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0 };
-    weir_stream_options each = { .size = sizeof each, .linger_timeout_ns = 1000000000 };
+    app.max_streams = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
+    app.queue_limit = sim_random(2) == 0 ? (uint64_t)1 << (12 + sim_random(9)) : 16 << 20;
+    app.queue_high = app.queue_limit / 2 < 1 << 20 ? app.queue_limit / 2 : 1 << 20;
+    app.queue_low = app.queue_high / 4;
+    weir_listener_options listening = { .size = sizeof listening, .max_streams = app.max_streams };
+    weir_stream_options each = { .size = sizeof each,
+                                 .linger_timeout_ns = 1000000000,
+                                 .queue_limit_bytes = app.queue_limit };
     listening.stream = &each;
     app.is_unix = sim_random(4) == 0;
     const char *address = app.is_unix ? "unix:@listener" : "127.0.0.1:7";
@@ -876,6 +1000,7 @@ void sim_run(const sim_config *config) {
         sim_note("the loop is closed in the middle");
     app.no_new = true;
     app.may_fail = false;
+    app.is_loop_closing = true;
     weir_loop *loop = app.loop;
     for (size_t i = 0; i < TIMERS; i++) {
         weir_timer_unref(app.timers[i]);

@@ -252,7 +252,14 @@ static bool run_receive(weir__ring *ring, request *r) {
             if (socket->is_disconnected)
                 res = sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET;
             sim_event(res < 0 ? SIM_EVENT_RESET_SEEN : SIM_EVENT_END);
-            end_request(ring, r, res, sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0);
+            uint32_t end_flags = sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
+            if (res == 0 && (group->flags & IOU_PBUF_RING_INC) != 0 && sim_fault(SIM_END_WITH_BUFFER)) {
+                weir__provided *head = &group->entries[group->head++ & group->mask];
+                end_flags |= IORING_CQE_F_BUFFER | (uint32_t)head->id << IORING_CQE_BUFFER_SHIFT;
+                head->size = 0;
+                group->last_user = 0;
+            }
+            end_request(ring, r, res, end_flags);
             return true;
         }
         uint32_t flags;
@@ -396,7 +403,8 @@ static bool run(weir__ring *ring, request *r) {
     }
     if (r->sqe.opcode != IORING_OP_POLL_ADD && r->sqe.opcode != IORING_OP_ACCEPT &&
         sim_fault(SIM_UNASKED_CANCEL) && r->sqe.opcode != IORING_OP_CONNECT) {
-        end_request(ring, r, -ECANCELED, 0);
+        static const int errors[] = { -ECANCELED, -EINTR, -EAGAIN };
+        end_request(ring, r, errors[sim_random(3)], 0);
         return true;
     }
     switch (r->sqe.opcode) {
@@ -670,7 +678,7 @@ static int sleep_until(weir__ring *ring, int64_t deadline) {
         if (has_completions(ring))
             return 0;
         if (!loses && !has_ready(ring))
-            sim_check_sleep();
+            sim_check_sleep(deadline);
         if (sim_fault(SIM_SPURIOUS_WAKE))
             return 0;
         if (sim.now_ns >= deadline)

@@ -32,7 +32,8 @@
     X(RETIRE_EARLY, "a buffer is given up with room left")               \
     X(END_WITH_DATA, "a multishot receive ends with data")               \
     X(NO_BUFFERS, "no buffer for a receive although some are published") \
-    X(UNASKED_CANCEL, "-ECANCELED that nobody asked for")                \
+    X(UNASKED_CANCEL, "-ECANCELED, -EINTR or -EAGAIN for nothing")       \
+    X(END_WITH_BUFFER, "an end that takes a buffer (before 6.12.78)")    \
     X(SHORT_SEND, "a send takes less than there is room for")            \
     X(SMALL_WORK, "an enter runs only some of the deferred work")        \
     X(TINY_CQ, "a completion queue of a few entries")                    \
@@ -236,8 +237,8 @@ unsigned sim_ring_requests(void);
 bool sim_world_step(void);
 /* Another thread gets in between. */
 void sim_other_thread(void);
-/* The loop would sleep now: may it? */
-void sim_check_sleep(void);
+/* The loop would sleep now, until then at most: may it? */
+void sim_check_sleep(int64_t until);
 /* One whole run; returns when it is over and well. */
 void sim_run(const sim_config *config);
 const char *sim_describe(void); /* counters, one line */
