@@ -47,6 +47,19 @@ static void send_to_a_full_socket_waits_for_room(void) {
     drain(ends[1], ends[0]);
 }
 
+static void send_that_must_not_wait_says_so_at_once(void) {
+    begin();
+    for (int i = 0; i < 100000 && weir__sys_send(ends[0], large, 4096) > 0; i++)
+        ;
+    struct io_uring_sqe *sqe = entry(IORING_OP_SEND, ends[0], 1);
+    sqe->addr = (uint64_t)(uintptr_t)large;
+    sqe->len = 10;
+    sqe->msg_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    is(next(), 1, -EAGAIN, 0);
+    poll_at(ends[0], 2, POLLOUT, false);
+    nothing_comes();
+}
+
 static void gathered_send_goes_in_order(void) {
     struct iovec vectors[3] = { { large, 10 }, { large + 10, 300 }, { large + 310, 7 } };
     struct msghdr header = { .msg_iov = vectors, .msg_iovlen = 3 };
@@ -478,6 +491,7 @@ const fact facts_of_sockets[] = {
     FACT(send_completes_with_what_it_took, ANY),
     FACT(send_of_more_than_there_is_room_for_is_short, ANY),
     FACT(send_to_a_full_socket_waits_for_room, ANY),
+    FACT(send_that_must_not_wait_says_so_at_once, ANY),
     FACT(gathered_send_goes_in_order, ANY),
     FACT(gathered_send_may_be_short_anywhere, ANY),
     FACT(send_after_our_own_end_fails, ANY),

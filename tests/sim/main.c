@@ -186,6 +186,11 @@ static void progress(double began) {
             " faults, %d of %d events ",
             total.seeds, (double)total.seeds / (passed > 0 ? passed : 1), total.operations, all_faults(), met,
             SIM_EVENT_COUNT);
+    if (isatty(2))
+        return; /* one line, again and again */
+    for (int i = 0; i < SIM_FAULT_COUNT; i++)
+        fprintf(stderr, "%s %s %" PRIu64, i == 0 ? "of faults:" : ",", sim_fault_names[i], total.faults[i]);
+    fprintf(stderr, "\n");
 }
 
 static void report(void) {
@@ -268,9 +273,17 @@ int main(int argc, char **argv) {
         } else if (strcmp(option, "--seeds") == 0) {
             first = strtoull(value, &end, 10);
             last = strncmp(end, "..", 2) == 0 ? strtoull(end + 2, &end, 10) : 0;
+            if (last < first) {
+                fprintf(stderr, "sim: --seeds wants A..B, A no more than B, not '%s'\n", value);
+                return 2;
+            }
             i++;
         } else if (strcmp(option, "--minutes") == 0) {
             minutes = strtod(value, &end), last = UINT64_MAX, i++;
+            if (!(minutes > 0)) {
+                fprintf(stderr, "sim: --minutes wants more than none, not '%s'\n", value);
+                return 2;
+            }
             first = (uint64_t)time(NULL) * 1000000;
         } else if (strcmp(option, "--steps") == 0) {
             config.steps = strtoull(value, &end, 10), i++;

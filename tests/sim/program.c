@@ -34,11 +34,13 @@ typedef struct connection {
     sim_socket *socket;
     uint64_t peer_wrote, peer_read, peer_limit;
     bool peer_shut, peer_gone, peer_saw_end, peer_was_reset, peer_is_slow;
+    bool peer_waits;   /* for our end before it ends */
     bool peer_is_dead; /* after half of what it has to say it never does anything again */
     /* the application */
     weir_stream *stream; /* referenced */
     uint64_t app_read, app_wrote, in_seed, out_seed;
     bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, open_told, end_told, is_full;
+    bool closed_after_end, closed_in_calm;
     unsigned closes, turns_without_drain, turns_since_reset;
     int reason, error;
 } connection;
@@ -152,6 +154,8 @@ static void resume_connection(connection *c) {
 static void close_connection(connection *c) {
     sim_note("connection %llu: close", (unsigned long long)c->number);
     c->is_closing = true;
+    c->closed_after_end = c->end_told;
+    c->closed_in_calm = sim.is_calm;
     sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }
@@ -365,6 +369,8 @@ static void check_reason(const connection *c, int reason, int error) {
         sim_require(error == 0 && !c->was_aborted, "a good end with an error");
         sim_require(c->is_closing, "a stream closed itself");
         sim_require(reason == WEIR_CLOSE_LOCAL || c->peer_shut || has_gone, "an end by a peer that did not end");
+        sim_require(reason == WEIR_CLOSE_PEER || !c->closed_after_end,
+                    "the peer ended first, and it is not told so");
         break;
     case WEIR_CLOSE_ABORT:
         sim_require(error == 0 && c->was_aborted, "an abort that nobody asked for");
@@ -374,6 +380,8 @@ static void check_reason(const connection *c, int reason, int error) {
         break;
     case WEIR_CLOSE_LINGER:
         sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
+        sim_require(!c->closed_in_calm || c->peer_is_dead || sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
+                    "a linger timeout although the peer reads and ends");
         sim_require(c->socket == NULL || has_gone || c->socket->has_ended ||
                         c->peer_read + sim_readable(c->socket) < c->app_wrote,
                     "the peer has all, and was not told the end");
@@ -502,6 +510,7 @@ static connection *connection_new(enum role role) {
     c->peer_limit = sim_random((uint64_t)1 << (4 + sim_random(16)));
     c->peer_is_slow = sim_random(4) == 0;
     c->peer_is_dead = sim_random(24) == 0;
+    c->peer_waits = (role == SOURCE || role == SINK) && sim_random(4) == 0;
     return c;
 }
 
@@ -618,6 +627,8 @@ static bool peer_read(connection *c) {
 static bool peer_write(connection *c) {
     static uint8_t bytes[1 << 14];
     if (c->peer_shut || !c->socket->is_connected)
+        return false;
+    if (c->peer_wrote >= c->peer_limit && c->peer_waits && c->is_closing && !c->peer_saw_end)
         return false;
     if (c->peer_wrote >= c->peer_limit || c->peer_saw_end) {
         sim_shut(c->socket);
@@ -740,6 +751,15 @@ void sim_other_thread(void) {
         weir_loop_stop(app.loop);
     }
     app.is_in_thread = sim.is_other_thread = false;
+}
+
+void __real_weir__waker_sleep(weir__waker *waker);
+void __wrap_weir__waker_sleep(weir__waker *waker);
+
+/* The loop has found nothing to do and is about to say that it sleeps. */
+void __wrap_weir__waker_sleep(weir__waker *waker) {
+    sim_other_thread();
+    __real_weir__waker_sleep(waker);
 }
 
 /* ---- what must be true at any time ------------------------------------------------------------------- */

@@ -108,6 +108,8 @@ static bool has_room(const weir__ring *ring) {
 }
 
 static void post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags) {
+    if (sim.config.trace)
+        sim_note("completion of %#llx: %d, flags %#x", (unsigned long long)user_data, res, flags);
     weir__cqe cqe = { user_data, res, flags };
     if (has_room(ring)) {
         ring->cqes[ring->cq_tail++ % ring->cq_entries] = cqe;
@@ -307,9 +309,12 @@ static bool run_send(weir__ring *ring, request *r) {
                     "descriptor %d: a send that waits in the kernel has got a worker thread", r->socket->fd);
         return false;
     }
-    if (sent == 0)
+    size_t all = 0;
+    for (size_t i = 0; i < count; i++)
+        all += vectors[i].iov_len;
+    if (sent == 0 && res != -EAGAIN)
         sim_event(SIM_EVENT_SEND_FAILED);
-    else if (sent < vectors[0].iov_len || count > 1)
+    else if (sent > 0 && sent < all)
         sim_event(SIM_EVENT_SHORT);
     end_request(ring, r, sent > 0 ? (int)sent : res, 0);
     return true;
@@ -528,8 +533,16 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
     post(ring, sqe->user_data, -ENOENT, 0);
 }
 
+static bool must_not_wait(const struct io_uring_sqe *sqe) {
+    return (sqe->opcode == IORING_OP_SEND || sqe->opcode == IORING_OP_SENDMSG) &&
+           (sqe->msg_flags & MSG_DONTWAIT) != 0;
+}
+
 static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     sim.operations++;
+    if (sim.config.trace)
+        sim_note("submission %#llx: opcode %u, descriptor %d", (unsigned long long)sqe->user_data, sqe->opcode,
+                 sqe->fd);
     if (sqe->opcode == IORING_OP_RECV)
         armed_again(sqe->user_data);
     if (sqe->opcode == IORING_OP_ASYNC_CANCEL) {
@@ -563,7 +576,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
                     return;
                 }
     } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT ||
-               sqe->opcode == IORING_OP_ACCEPT || sim_random(2) == 0) {
+               sqe->opcode == IORING_OP_ACCEPT || must_not_wait(sqe) || sim_random(2) == 0) {
         if (sqe->opcode == IORING_OP_RECV) {
             const weir__buffer_ring *group = ring->groups[sqe->buf_group & 255];
             if (group == NULL || group->head == group->tail)
