@@ -328,6 +328,69 @@ static void block_without_memory_gives_its_charge_back(void **state) {
     bench_close(&b);
 }
 
+/*
+ * Blocks were refused while buffers lay idle, because those count against the budget and only the tick gave them up, half of
+ * them each second. Who makes a block may be on any thread, so there it is noted, and the next dispatch gives them up;
+ * who is on the loop's thread need not wait for that.
+ */
+static void lie_idle(unsigned buffers) {
+    weir_slice held[8];
+    assert_int_equal(bench_publish(&b), buffers);
+    assert_int_equal(hold_all(held), buffers);
+    drop_all(held, buffers);
+    bench_expect(&b, buffers, 0, 0, 0);
+}
+
+static void idle_buffers_can_be_given_up_for_a_block_at_once(void **state) {
+    (void)state;
+    bench_open(&b, true, 8, 8);
+    lie_idle(8);
+    assert_false(weir__pool_charge(b.pool, 100));
+    bench_expect(&b, 8, 0, 0, 0); /* that could be any thread */
+    weir__pool_free_idle(b.pool);
+    bench_check(&b);
+    bench_expect(&b, 0, 0, 0, 0);
+    assert_int_equal(bench_stats(&b).used_bytes, 0);
+    assert_true(weir__pool_charge(b.pool, 100));
+    assert_int_equal(bench_publish(&b), 7); /* receiving goes on with what is left */
+    weir__pool_uncharge(b.pool, 100);
+    assert_int_equal(bench_publish(&b), 1);
+    bench_close(&b);
+}
+
+static void idle_buffers_are_given_up_after_a_block_found_no_room(void **state) {
+    (void)state;
+    bench_open(&b, true, 8, 8);
+    lie_idle(8);
+    bench_end_dispatch(&b);
+    bench_expect(&b, 8, 0, 0, 0); /* nobody asked */
+    assert_false(weir__pool_charge(b.pool, 100));
+    bench_end_dispatch(&b);
+    bench_expect(&b, 0, 0, 0, 0);
+    assert_true(weir__pool_charge(b.pool, 100));
+    weir__pool_uncharge(b.pool, 100);
+    lie_idle(8);
+    bench_end_dispatch(&b);
+    bench_expect(&b, 8, 0, 0, 0); /* once a question */
+    bench_close(&b);
+}
+
+static void memory_is_short_above_three_quarters_of_the_budget(void **state) {
+    (void)state;
+    bench_open(&b, true, 16, 4);
+    assert_false(weir__pool_is_short(b.pool));
+    bench_publish(&b); /* buffers count as blocks do */
+    assert_true(weir__pool_charge(b.pool, 8 * BUFFER));
+    assert_int_equal(bench_stats(&b).used_bytes, 12 * BUFFER);
+    assert_false(weir__pool_is_short(b.pool));
+    assert_true(weir__pool_charge(b.pool, 1));
+    assert_true(weir__pool_is_short(b.pool));
+    weir__pool_uncharge(b.pool, 1);
+    assert_false(weir__pool_is_short(b.pool));
+    weir__pool_uncharge(b.pool, 8 * BUFFER);
+    bench_close(&b);
+}
+
 /* ---- waking ----------------------------------------------------------------------------------------- */
 
 static void memory_that_comes_back_wakes_only_while_streams_are_parked(void **state) {
@@ -476,6 +539,9 @@ int main(void) {
         bench_test(buffers_leave_no_room_for_blocks_when_they_have_it_all),
         bench_test(block_of_a_size_that_cannot_be_is_refused),
         bench_test(block_without_memory_gives_its_charge_back),
+        bench_test(idle_buffers_can_be_given_up_for_a_block_at_once),
+        bench_test(idle_buffers_are_given_up_after_a_block_found_no_room),
+        bench_test(memory_is_short_above_three_quarters_of_the_budget),
         bench_test(memory_that_comes_back_wakes_only_while_streams_are_parked),
         bench_test(reference_that_is_not_the_last_wakes_nobody),
         bench_test(options_of_zero_are_the_defaults),
