@@ -364,25 +364,48 @@ static void kernel_that_refuses_the_flag_runs_classic(void **state) {
     assert_non_null(strstr(v.reason, "6.12"));
 }
 
-static unsigned patch_level;
+static struct kernel { unsigned major, minor, patch; } kernel;
 
 static void set_kernel(void) {
-    script_set_kernel(6, 12, patch_level);
+    script_set_kernel(kernel.major, kernel.minor, kernel.patch);
 }
 
-/* The last of the reorderings cannot be tried, so a good test is not enough. */
-static void kernel_of_before_the_last_repair_runs_classic_untested(void **state) {
-    (void)state;
+static verdict on_kernel(struct kernel version, uint32_t asked) {
+    kernel = version;
     prepare = set_kernel;
-    patch_level = 30;
-    verdict before = in_a_new_process(GOOD, WEIR_BACKEND_AUTO);
-    patch_level = 31;
-    verdict after = in_a_new_process(GOOD, WEIR_BACKEND_AUTO);
+    verdict v = in_a_new_process(GOOD, asked);
     prepare = NULL;
-    assert_int_equal(before.mode, WEIR_BACKEND_URING_CLASSIC);
-    assert_non_null(strstr(before.reason, "6.12.31"));
-    assert_int_equal(before.attempts, 0);
-    assert_int_equal(after.mode, WEIR_BACKEND_URING_INCREMENTAL);
+    return v;
+}
+
+/*
+ * The last of the reorderings cannot be tried, so a good test is not enough. It was repaired in 6.15 and then in 6.12.31, the
+ * only long-term kernel in between: 6.13 and 6.14 had a higher number and passed, with the bug.
+ */
+static void kernels_without_the_last_repair_run_classic_untested(void **state) {
+    (void)state;
+    static const struct kernel bad[] = { { 6, 11, 99 }, { 6, 12, 0 },  { 6, 12, 30 }, { 6, 13, 0 },
+                                         { 6, 13, 31 }, { 6, 14, 11 }, { 6, 14, 255 } };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        verdict v = on_kernel(bad[i], WEIR_BACKEND_AUTO);
+        test_ok(v.result);
+        assert_int_equal(v.mode, WEIR_BACKEND_URING_CLASSIC);
+        assert_non_null(strstr(v.reason, "6.12.31"));
+        assert_non_null(strstr(v.reason, "6.13 and 6.14"));
+        assert_int_equal(v.attempts, 0);
+        assert_int_equal(on_kernel(bad[i], WEIR_BACKEND_URING_INCREMENTAL).result, -ENOSYS);
+    }
+}
+
+static void kernels_with_the_last_repair_are_incremental(void **state) {
+    (void)state;
+    static const struct kernel good[] = { { 6, 12, 31 }, { 6, 12, 99 }, { 6, 15, 0 }, { 6, 18, 0 }, { 7, 0, 0 } };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        verdict v = on_kernel(good[i], WEIR_BACKEND_AUTO);
+        test_ok(v.result);
+        assert_int_equal(v.mode, WEIR_BACKEND_URING_INCREMENTAL);
+        assert_string_equal(v.reason, "");
+    }
 }
 
 static void lack_descriptors(void) {
@@ -429,7 +452,8 @@ int main(void) {
         rig_test(bad_kernel_cannot_be_asked_for_incremental_rings),
         rig_test(good_kernel_can_be_asked_for_incremental_rings),
         rig_test(kernel_that_refuses_the_flag_runs_classic),
-        rig_test(kernel_of_before_the_last_repair_runs_classic_untested),
+        rig_test(kernels_without_the_last_repair_run_classic_untested),
+        rig_test(kernels_with_the_last_repair_are_incremental),
         rig_test(passing_trouble_is_no_verdict),
     };
     return cmocka_run_group_tests_name("uring-setup", tests, NULL, NULL);
