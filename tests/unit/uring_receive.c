@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Receiving: how receives are armed, what ends them, what starts them again, and who waits for a buffer. */
+/* Receiving: how receives are armed, what ends them, and what starts them again. */
 #include "unit/rig.h"
 
 static owner o[16];
@@ -8,10 +8,6 @@ static const char *full(void) {
     static char bytes[BUFFER + 1];
     memset(bytes, 'f', BUFFER);
     return bytes;
-}
-
-static bool polls_first(const script_entry *entry) {
-    return (entry->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) != 0;
 }
 
 /* ---- arming ----------------------------------------------------------------------------------------- */
@@ -369,217 +365,6 @@ static void dispatch_stops_at_its_limit_and_goes_on(void **state) {
     rig_cancel_and_close(o, 1);
 }
 
-/* ---- running dry ------------------------------------------------------------------------------------ */
-
-enum { KEPT = 32 };
-static weir_slice kept[KEPT];
-static unsigned kept_count;
-
-static void keep(owner *it, const told *last) {
-    if (last->size > 0)
-        weir_slice_ref(&it->slice, &kept[kept_count++]);
-}
-
-/* A rig of @buffers, all of them filled by stream 0 and kept. */
-static void open_dry(unsigned buffers) {
-    owners_init(o, 16);
-    kept_count = 0;
-    o[0].then = keep;
-    rig_open(&(rig_options){ .budget = buffers, .window = buffers });
-    script_entry *entry = rig_receive(&o[0], 100);
-    for (unsigned i = 0; i < buffers; i++)
-        script_receive(entry, full(), BUFFER, true);
-    rig_turn();
-    assert_int_equal(kept_count, buffers);
-    rig_submit();
-    assert_int_equal(weir__pool_available(r.pool), 0);
-    /* It has nothing more to say: out of the way. */
-    script_complete(entry, 0, 0);
-    rig_dispatch();
-    o[0].finals = 0;
-}
-
-static void drop_kept(unsigned count) {
-    while (count-- > 0)
-        weir_slice_unref(&kept[--kept_count]);
-}
-
-/* Streams 1 to @count find no buffer, in this order. */
-static void park(unsigned count) {
-    for (unsigned i = 1; i <= count; i++) {
-        script_entry *entry = rig_receive(&o[i], 100 + (int)i);
-        assert_true(polls_first(entry));
-        script_receive(entry, "?", 1, true);
-    }
-    rig_turn();
-    assert_int_equal(rig_pool_stats().parked_streams, count);
-    for (unsigned i = 1; i <= count; i++)
-        told_nothing_more(&o[i]);
-}
-
-static void close_dry(unsigned count) {
-    drop_kept(kept_count);
-    rig_cancel_and_close(o, count + 1);
-}
-
-static void receive_that_finds_no_buffer_is_parked(void **state) {
-    (void)state;
-    open_dry(1);
-    park(1);
-    rig_submit();
-    rig_submit();
-    assert_int_equal(script_unseen(), 0); /* never while none is there */
-    assert_int_equal(rig_pool_stats().starved, 1);
-    close_dry(1);
-}
-
-static void parked_receives_start_again_in_order_one_a_buffer(void **state) {
-    (void)state;
-    open_dry(4);
-    park(6);
-    drop_kept(2);
-    rig_submit();
-    script_entry *first = script_expect(IORING_OP_RECV, 101), *second = script_expect(IORING_OP_RECV, 102);
-    assert_int_equal(script_unseen(), 0);
-    assert_int_equal(rig_pool_stats().parked_streams, 4);
-    script_receive(first, full(), BUFFER, true);
-    script_receive(second, full(), BUFFER, true);
-    rig_dispatch(); /* both come back at the end of the dispatch, for nobody kept them */
-    rig_submit();
-    script_expect(IORING_OP_RECV, 103);
-    script_expect(IORING_OP_RECV, 104);
-    assert_int_equal(script_unseen(), 0);
-    close_dry(6);
-}
-
-static void receive_that_starves_again_goes_to_the_back(void **state) {
-    (void)state;
-    open_dry(2);
-    park(3);
-    drop_kept(1);
-    rig_submit();
-    script_entry *first = script_expect(IORING_OP_RECV, 101);
-    script_complete(first, -ENOBUFS, 0); /* somebody was faster */
-    rig_dispatch();
-    rig_submit();
-    script_expect(IORING_OP_RECV, 102);
-    assert_int_equal(script_unseen(), 0);
-    rig_submit();
-    script_expect(IORING_OP_RECV, 103);
-    rig_submit();
-    script_expect(IORING_OP_RECV, 101);
-    close_dry(3);
-}
-
-static void receive_without_a_buffer_polls_first(void **state) {
-    (void)state;
-    open_dry(1);
-    assert_true(polls_first(rig_receive(&o[1], 101)));
-    drop_kept(1);
-    rig_submit();
-    assert_false(polls_first(rig_receive(&o[2], 102)));
-    close_dry(2);
-}
-
-/* One that polled first finds data and end there, takes the data and goes back to its poll, which tells of changes
- * only. Streams that had found no buffer delivered their data, later, and then hung for ever. */
-static void receive_that_polled_first_is_looked_at_with_its_first_bytes(void **state) {
-    (void)state;
-    open_dry(1);
-    script_entry *entry = rig_receive(&o[1], 101);
-    assert_true(polls_first(entry));
-    drop_kept(1);
-    rig_submit();
-    script_receive(entry, "a", 1, true);
-    rig_turn();
-    told_bytes(&o[1], "a");
-    assert_int_equal(script_peeks(), 1);
-    script_receive(entry, "b", 1, true); /* from here on it is one like the others */
-    rig_turn();
-    told_bytes(&o[1], "b");
-    assert_int_equal(script_peeks(), 1);
-    close_dry(2);
-}
-
-static void newcomer_polls_first_while_others_are_parked(void **state) {
-    (void)state;
-    open_dry(2);
-    park(3);
-    drop_kept(1);
-    r.backend->verbs->receive(r.backend, &o[4].op, 104);
-    rig_submit();
-    const script_entry *entry = script_find(IORING_OP_RECV, 104);
-    assert_non_null(entry);
-    assert_true(polls_first(entry)); /* there is a buffer, and others have waited for it longer */
-    script_expect(IORING_OP_RECV, 101);
-    close_dry(4);
-}
-
-static void starving_widens_the_window(void **state) {
-    (void)state;
-    owners_init(o, 2);
-    rig_open(&(rig_options){ .budget = 16, .window = 1 });
-    script_entry *one = rig_receive(&o[0], 7), *two = rig_receive(&o[1], 8);
-    script_receive(one, full(), BUFFER, true);
-    script_receive(two, "late", 4, true);
-    rig_turn();
-    assert_int_equal(rig_pool_stats().window_buffers, 2);
-    rig_submit();
-    assert_int_equal(weir__pool_available(r.pool), 2);
-    script_receive(script_expect(IORING_OP_RECV, 8), "late", 4, true);
-    rig_dispatch();
-    told_bytes(&o[1], "late");
-    assert_int_equal(rig_pool_stats().parked_streams, 0);
-    rig_cancel_and_close(o, 2);
-}
-
-static void tick_trims_the_pool(void **state) {
-    (void)state;
-    owner_init(o);
-    rig_open(&(rig_options){ .budget = 16, .window = 1 });
-    weir__pool_starve(r.pool);
-    rig_turn();
-    assert_int_equal(rig_pool_stats().window_buffers, 2);
-    r.backend->verbs->tick(r.backend);
-    r.backend->verbs->tick(r.backend);
-    assert_int_equal(rig_pool_stats().window_buffers, 1);
-    rig_close();
-}
-
-static void cancelled_while_parked_it_is_over_at_once(void **state) {
-    (void)state;
-    open_dry(2);
-    park(3);
-    r.backend->verbs->cancel(r.backend, &o[2].op);
-    assert_true(r.backend->verbs->is_ready(r.backend));
-    told_nothing_more(&o[2]); /* not inside the call */
-    assert_int_equal(rig_pool_stats().parked_streams, 2);
-    rig_dispatch();
-    told_final(&o[2], -ECANCELED);
-    drop_kept(1);
-    rig_submit();
-    script_expect(IORING_OP_RECV, 101);
-    rig_submit();
-    script_expect(IORING_OP_RECV, 103);
-    assert_int_equal(script_unseen(), 0);
-    close_dry(3);
-}
-
-static void buffer_released_wakes_a_sleeper_only_while_streams_are_parked(void **state) {
-    (void)state;
-    open_dry(2);
-    park(1);
-    weir__waker_sleep(r.waker);
-    drop_kept(1);
-    assert_int_equal(script_signals(), 1);
-    rig_submit();
-    script_expect(IORING_OP_RECV, 101);
-    weir__waker_sleep(r.waker);
-    drop_kept(1);
-    assert_int_equal(script_signals(), 1);
-    close_dry(1);
-}
-
 /* ---- overflow --------------------------------------------------------------------------------------- */
 
 static void overflow_is_counted_once_and_loses_nothing(void **state) {
@@ -632,20 +417,10 @@ int main(void) {
         rig_test(silent_receive_is_looked_at_once_and_again_when_it_was_heard_of),
         rig_test(receive_that_the_kernel_goes_on_with_is_not_looked_at),
         rig_test(doubtful_receive_can_be_cancelled),
-        rig_test(receive_that_polled_first_is_looked_at_with_its_first_bytes),
         rig_test(error_of_the_stream_is_final),
         rig_test(end_may_carry_the_last_word_on_a_buffer),
         rig_test(final_may_start_the_operation_again),
         rig_test(dispatch_stops_at_its_limit_and_goes_on),
-        rig_test(receive_that_finds_no_buffer_is_parked),
-        rig_test(parked_receives_start_again_in_order_one_a_buffer),
-        rig_test(receive_that_starves_again_goes_to_the_back),
-        rig_test(receive_without_a_buffer_polls_first),
-        rig_test(newcomer_polls_first_while_others_are_parked),
-        rig_test(starving_widens_the_window),
-        rig_test(tick_trims_the_pool),
-        rig_test(cancelled_while_parked_it_is_over_at_once),
-        rig_test(buffer_released_wakes_a_sleeper_only_while_streams_are_parked),
         rig_test(overflow_is_counted_once_and_loses_nothing),
     };
     return cmocka_run_group_tests_name("uring-receive", tests, NULL, NULL);
