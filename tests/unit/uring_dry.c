@@ -208,6 +208,29 @@ static void cancelled_while_parked_it_is_over_at_once(void **state) {
     close_dry(3);
 }
 
+/*
+ * Each of several streams that had starved was armed again for the one buffer that there was, in vain if it had nothing to
+ * receive: it took its turn and no buffer, and the loop slept, for up to a second, before the next in the row had its own.
+ */
+static void wait_does_not_sleep_while_receives_are_parked_and_a_buffer_is_free(void **state) {
+    (void)state;
+    const int64_t second = INT64_C(1000000000);
+    open_dry(2);
+    park(3);
+    test_ok(r.backend->verbs->wait(r.backend, second));
+    assert_int_equal(script_last_enter().wait, 1); /* there is nothing that they could be given */
+    drop_kept(1);
+    for (int fd = 101; fd <= 103; fd++) { /* none of them has anything to say */
+        test_ok(r.backend->verbs->wait(r.backend, second));
+        script_expect(IORING_OP_RECV, fd);
+        assert_int_equal(script_unseen(), 0);
+        assert_int_equal(script_last_enter().wait, fd < 103 ? 0 : 1);
+        assert_int_equal(rig_dispatch(), 0);
+    }
+    assert_int_equal(rig_pool_stats().parked_streams, 0);
+    close_dry(3);
+}
+
 static void buffer_released_wakes_a_sleeper_only_while_streams_are_parked(void **state) {
     (void)state;
     open_dry(2);
@@ -234,6 +257,7 @@ int main(void) {
         rig_test(starving_widens_the_window),
         rig_test(tick_trims_the_pool),
         rig_test(cancelled_while_parked_it_is_over_at_once),
+        rig_test(wait_does_not_sleep_while_receives_are_parked_and_a_buffer_is_free),
         rig_test(buffer_released_wakes_a_sleeper_only_while_streams_are_parked),
     };
     return cmocka_run_group_tests_name("uring-dry", tests, NULL, NULL);
