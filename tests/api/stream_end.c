@@ -3,6 +3,7 @@
 
 #include <netinet/in.h>
 #include <stdio.h>
+#include <sys/mman.h>
 
 /* How streams end: by whom, told with which reason, once, last and never inside a call. */
 
@@ -205,6 +206,31 @@ static void a_write_to_a_peer_that_is_gone_closes_with_an_error(void **state) {
     assert_int_equal(w.error, -EPIPE);
 }
 
+/*
+ * Whatever a send failed with, the stream waited for the peer's end to say so. What came in is only worth waiting for when
+ * the connection has gone; here it has not (the memory that was lent has), and the peer does not think of ending.
+ */
+static void a_send_that_fails_on_a_good_connection_closes_at_once(void **state) {
+    test_fixture *f = *state;
+    const weir_stream_options options = { .size = sizeof options, .linger_timeout_ns = 3600 * 1000 * ms };
+    for (int tcp = 0; tcp <= 1; tcp++) {
+        static witness w;
+        lent releases = { 0 };
+        void *nothing = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_ptr_not_equal(nothing, MAP_FAILED);
+        int peer = witness_pair(f, &w, tcp, &options);
+        run_turns(f, 3);
+        assert_int_equal(weir_stream_write_external(w.stream, nothing, 4096, lent_release, &releases),
+                         WEIR_WRITE_OK);
+        run_until(f, w.closes == 1);
+        assert_int_equal(w.reason, WEIR_CLOSE_ERROR);
+        assert_int_equal(w.error, -EFAULT);
+        assert_int_equal(releases.releases, 1);
+        munmap(nothing, 4096);
+        close(peer);
+    }
+}
+
 /* ---- connecting -------------------------------------------------------------------------------------- */
 
 static void dial(test_fixture *f, witness *w, const char *address, const weir_stream_options *options) {
@@ -350,6 +376,7 @@ int main(void) {
         loop_test(a_reset_closes_with_its_error),
         loop_test(a_reset_behind_data_comes_after_the_data),
         loop_test(a_write_to_a_peer_that_is_gone_closes_with_an_error),
+        loop_test(a_send_that_fails_on_a_good_connection_closes_at_once),
         loop_test(a_refused_connection_comes_through_on_close),
         loop_test(a_connection_that_takes_too_long_times_out),
         loop_test(a_stream_may_be_closed_or_aborted_while_it_connects),

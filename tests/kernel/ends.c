@@ -311,6 +311,52 @@ static void an_early_answer_is_delivered_although_our_send_fails(void **state) {
     free(bytes);
 }
 
+/*
+ * The peer sends, and is gone; our stream was paused, resumes and writes in one go. The send fails before the receive has
+ * taken the watch's place, and all that lay in the socket was lost with the stream.
+ */
+static void a_write_just_after_a_resume_that_fails_loses_no_input(void **state) {
+    (void)state;
+    line l = { 0 };
+    line_open(&l, false, NULL);
+    test_ok(weir_stream_pause(l.s.stream));
+    scribe_turns(&l.f, 3);
+    assert_int_equal(peer_send(l.p.fd, THEIRS, 0, 9000), 0);
+    hang_up(&l);
+    scribe_turns(&l.f, 5);
+    assert_string_equal(l.s.events, "");
+    test_ok(weir_stream_resume(l.s.stream));
+    write_pattern(l.s.stream, 10);
+    RUN_UNTIL(&l.f, scribe_is_closed(&l.s));
+    scribe_expect(&l.s, "dc", WEIR_CLOSE_ERROR, -EPIPE);
+    assert_int_equal(l.s.received, 9000);
+    line_close(&l);
+}
+
+static void say_a_byte(line *l, uint64_t *position) {
+    if (peer_send(l->p.fd, THEIRS, *position, 1) == 0)
+        ++*position;
+}
+
+/*
+ * A peer that reads no more (SHUT_RD) and goes on to write: our send failed, its queue was gone, and the stream waited for
+ * the peer's end to say so, for as long as that kept talking.
+ */
+static void a_send_that_fails_ends_the_stream_although_the_peer_goes_on_writing(void **state) {
+    (void)state;
+    const weir_stream_options options = { .size = sizeof options, .linger_timeout_ns = 200 * MS };
+    line l = { 0 };
+    uint64_t said = 0;
+    line_open(&l, false, &options);
+    scribe_turns(&l.f, 3);
+    shutdown(l.p.fd, SHUT_RD);
+    write_pattern(l.s.stream, 100);
+    RUN_UNTIL(&l.f, (say_a_byte(&l, &said), scribe_is_closed(&l.s)));
+    scribe_expect(&l.s, "dc", WEIR_CLOSE_ERROR, -EPIPE);
+    assert_true(l.s.received > 0);
+    line_close(&l);
+}
+
 /* ---- ending well ---------------------------------------------------------------------------------------- */
 
 /* Closing a socket over input that nobody read resets it, and the peer loses the tail of what we sent. So a graceful
@@ -353,6 +399,36 @@ static void close_of_an_idle_stream_waits_for_the_peers_end(void **state) {
     peer_expect_end(&l.p, 0);
     scribe_turns(&l.f, 10);
     assert_string_equal(l.s.events, "");
+    hang_up(&l);
+    RUN_UNTIL(&l.f, scribe_is_closed(&l.s));
+    scribe_expect(&l.s, "c", WEIR_CLOSE_LOCAL, 0);
+    line_close(&l);
+}
+
+/*
+ * The linger timeout began when the kernel had taken the last byte, and ended in a reset however well the peer read what
+ * the kernel had of it. It is for a peer that takes nothing.
+ */
+static void close_waits_for_a_slow_reader_of_what_the_kernel_holds(void **state) {
+    enum { SIZE = 400 << 10, SENDER = 128 << 10 };
+    const weir_stream_options options = { .size = sizeof options, .linger_timeout_ns = 200 * MS };
+    line l = { 0 };
+    int fds[2];
+    test_open(&l.f, NULL, NULL);
+    pair_with_room(*(bool *)*state, 16 << 10,
+                   fds); /* what the peer's socket has taken is the peer's, and not ours to wait for */
+    assert_int_equal(setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &(int){ SENDER }, sizeof(int)), 0);
+    peer_init(&l.p, fds[0], OURS);
+    scribe_init(&l.s, THEIRS);
+    scribe_adopt(&l.f, &l.s, fds[1], &options);
+    write_pattern(l.s.stream, SIZE);
+    test_ok(weir_stream_close(l.s.stream));
+    l.p.most = 4096;
+    while (!peer_is_over(&l.p)) { /* for several timeouts */
+        test_sleep_ms(10);
+        scribe_turns(&l.f, 1);
+    }
+    peer_expect_end(&l.p, SIZE);
     hang_up(&l);
     RUN_UNTIL(&l.f, scribe_is_closed(&l.s));
     scribe_expect(&l.s, "c", WEIR_CLOSE_LOCAL, 0);
@@ -493,8 +569,11 @@ int main(void) {
         ONCE(a_unix_peer_that_closes_over_our_unread_bytes_resets),
         BOTH(a_peer_that_goes_during_a_gathered_send_frees_what_was_lent),
         BOTH(an_early_answer_is_delivered_although_our_send_fails),
+        ONCE(a_write_just_after_a_resume_that_fails_loses_no_input),
+        ONCE(a_send_that_fails_ends_the_stream_although_the_peer_goes_on_writing),
         BOTH(close_delivers_a_large_queue_although_there_is_unread_input),
         BOTH(close_of_an_idle_stream_waits_for_the_peers_end),
+        BOTH(close_waits_for_a_slow_reader_of_what_the_kernel_holds),
         BOTH(close_gives_up_on_a_peer_that_reads_but_never_ends),
         ONCE(close_gives_up_on_a_peer_that_never_reads_and_resets_it),
         ONCE(a_reset_cuts_a_graceful_close_short),

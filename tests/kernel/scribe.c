@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernel/scribe.h"
 
+#include <netinet/in.h>
+
 /* ---- a stream that writes down ------------------------------------------------------------------------ */
 
 static void write_down(scribe *s, char event, const weir_slice *slice) {
@@ -167,6 +169,27 @@ void set_room(const int fds[2], int bytes) {
         assert_int_equal(setsockopt(fds[i], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes), 0);
         assert_int_equal(setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes), 0);
     }
+}
+
+void pair_with_room(bool is_tcp, int bytes, int ret_fds[2]) {
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t length = sizeof address;
+    if (!is_tcp) {
+        test_pair(false, ret_fds);
+        set_room(ret_fds, bytes);
+        return;
+    }
+    const int fds[2] = { socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0),
+                         socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+    set_room(fds, bytes); /* what is accepted inherits it */
+    assert_int_equal(bind(fds[1], (struct sockaddr *)&address, length), 0);
+    assert_int_equal(listen(fds[1], 1), 0);
+    assert_int_equal(getsockname(fds[1], (struct sockaddr *)&address, &length), 0);
+    assert_int_equal(connect(fds[0], (struct sockaddr *)&address, length), 0);
+    ret_fds[0] = fds[0];
+    ret_fds[1] = accept4(fds[1], NULL, NULL, SOCK_CLOEXEC);
+    assert_true(ret_fds[1] >= 0);
+    close(fds[1]);
 }
 
 unsigned patience_s(void) {

@@ -94,6 +94,8 @@ int peer_send(int fd, uint64_t seed, uint64_t position, size_t size);
 void peer_reset(int fd);
 /* How much the kernel may hold of what one of the two sent and the other did not read: about four times this. */
 void set_room(const int fds[2], int bytes);
+/* As test_pair(), with that from the beginning: a TCP window that shrinks later moves by the kernel's timers only. */
+void pair_with_room(bool is_tcp, int bytes, int ret_fds[2]);
 
 /* ---- the loop ------------------------------------------------------------------------------------------- */
 
