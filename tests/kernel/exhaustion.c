@@ -3,6 +3,9 @@
 /* Out of buffers: the application holds them all, streams are parked, and one release sets everything going again, in
  * order and with every byte, on whichever thread it happens; and whatever else may happen to a parked stream. */
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+
 #include "kernel/scribe.h"
 
 enum { BUFFER = 4096, BUFFERS = 4, MOST_HELD = 64 };
@@ -433,6 +436,84 @@ static void a_loop_closes_over_parked_streams_and_held_slices_stay_good(void **s
     scene_close(&c);
 }
 
+/* ---- who does not read ------------------------------------------------------------------------------------ */
+
+static void echo(scribe *s, char event, const weir_slice *slice) {
+    int r = event == 'd' ? weir_stream_write_slice(s->stream, slice) : 0;
+    assert_true(r >= 0);
+    if (r == WEIR_WRITE_FULL)
+        test_ok(weir_stream_pause(s->stream));
+    if (event == 'r')
+        test_ok(weir_stream_resume(s->stream));
+}
+
+static int echoed(test_fixture *f, scribe *s, uint64_t seed, bool is_tcp) {
+    int fds[2];
+    pair_with_room(is_tcp, 32 << 10, fds);
+    if (is_tcp) /* small messages come one by one */
+        assert_int_equal(setsockopt(fds[0], IPPROTO_TCP, TCP_NODELAY, &(int){ 1 }, sizeof(int)), 0);
+    s->hook = echo;
+    scribe_init(s, seed);
+    scribe_adopt(f, s, fds[1], NULL);
+    return fds[0];
+}
+
+/* As much of @size bytes as there is room for now. */
+static void say(int fd, uint64_t seed, uint64_t *position, size_t size) {
+    uint8_t bytes[1000];
+    test_fill(seed, *position, bytes, size);
+    ssize_t count = send(fd, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    assert_true(count >= 0 || errno == EAGAIN);
+    *position += count > 0 ? (uint64_t)count : 0;
+}
+
+/* Nothing of its echo goes out any more, or it is sent some more to echo. */
+static bool is_full(const scribe *still, int silent, uint64_t *filled, unsigned *turns) {
+    if (weir_stream_get_queued(still->stream) == 0) {
+        say(silent, 1, filled, 1000);
+        *turns = 0;
+    }
+    return ++*turns > 20;
+}
+
+/*
+ * An echo server, and one client that does not read. Each ten bytes that it sent between the messages of others pinned the
+ * buffer that they had filled, behind a queue that never moved: a few hundred bytes of it held the whole budget, far below
+ * any mark, and everybody else was parked for as long as it liked.
+ */
+static void who_does_not_read_and_says_little_starves_nobody(void **state) {
+    enum { BUDGET = 64 * BUFFER, PIECE = 4000 };
+    const weir_pool_options pool = {
+        .size = sizeof pool, .buffer_bytes = BUFFER, .budget_bytes = BUDGET, .window_bytes = 4 * BUFFER
+    };
+    test_fixture f;
+    scribe still = { 0 }, good = { 0 };
+    peer p;
+    uint64_t filled = 0, sent = 0;
+    unsigned turns = 0;
+    test_open(&f, NULL, &pool);
+    int silent = echoed(&f, &still, 1, *(bool *)*state);
+    peer_init(&p, echoed(&f, &good, 2, *(bool *)*state), 2);
+    RUN_UNTIL(&f, is_full(&still, silent, &filled, &turns));
+    while (sent < 8 * BUDGET) {
+        say(silent, 1, &filled, 10);
+        scribe_turns(&f, 1);
+        assert_int_equal(peer_send(p.fd, 2, sent, PIECE), 0);
+        sent += PIECE;
+        RUN_UNTIL(&f, (peer_read(&p), p.received == sent));
+    }
+    RUN_UNTIL(&f, still.received == filled);
+    assert_true(weir_stream_get_queued(still.stream) > 0);
+    assert_int_equal(p.wrong, -1);
+    assert_int_equal(still.wrong, -1);
+    close(p.fd);
+    peer_init(&p, silent, 1); /* and it has lost nothing */
+    RUN_UNTIL(&f, (peer_read(&p), p.received == filled));
+    assert_int_equal(p.wrong, -1);
+    close(silent);
+    test_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         BOTH(a_release_on_the_loops_thread_sets_all_going),
@@ -451,6 +532,7 @@ int main(void) {
         BOTH(an_end_right_behind_the_data_is_told_to_each_parked_stream),
         BOTH(an_end_that_was_there_before_the_start_is_told_to_each_stream),
         BOTH(a_loop_closes_over_parked_streams_and_held_slices_stay_good),
+        BOTH(who_does_not_read_and_says_little_starves_nobody),
     };
     return cmocka_run_group_tests_name("exhaustion", tests, first_thread, NULL);
 }
