@@ -15,7 +15,8 @@ typedef struct weir_pool_options {
     size_t size;           /* sizeof(weir_pool_options) */
     uint64_t budget_bytes; /* all that it may allocate; a quarter is guaranteed to receiving; default 64 MiB */
     uint32_t buffer_bytes; /* a receive buffer: a power of two, a page to 16 MiB; default 64 KiB, 16 KiB classic */
-    uint32_t window_bytes; /* posted to the kernel at first: a buffer to the budget; default 1 MiB */
+    uint32_t
+        window_bytes; /* posted to the kernel at first: a buffer to the budget; default 1 MiB, or half of the budget */
 } weir_pool_options;
 
 /*

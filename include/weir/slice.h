@@ -65,7 +65,8 @@ WEIR_API void weir_slice_unref(weir_slice *slice);
  * @ret_slice: the same bytes, at the same address or another
  *
  * A slice that is large for its buffer (an eighth of it or more) is referenced, a small one is copied into a
- * block of its size. So what kept slices occupy is never more than eight times what was kept, and a header of 64 bytes each.
+ * block of its size. So what kept slices occupy is never more than eight times what was kept, and a header of 64 bytes
+ * each.
  *
  * Ownership: @ret_slice is yours on success, untouched on failure.
  * Context:   as weir_slice_ref(); may allocate. No callback.

@@ -95,7 +95,7 @@ int weir__pool_configure(const weir_pool_options *options, uint32_t mode_buffer_
     uint64_t budget = options->budget_bytes, buffer = options->buffer_bytes, window = options->window_bytes;
     budget = budget > 0 ? budget : 64 << 20;
     buffer = buffer > 0 ? buffer : weir__max_u64(mode_buffer_bytes, config->page_bytes);
-    window = window > 0 ? window : weir__min_u64(weir__max_u64(1 << 20, buffer), budget);
+    window = window > 0 ? window : weir__max_u64(buffer, weir__min_u64(1 << 20, budget / 2));
     if (buffer < MIN_BUFFER_BYTES || buffer < config->page_bytes || buffer > MAX_BUFFER_BYTES ||
         (buffer & (buffer - 1)) != 0)
         return -EINVAL;
@@ -387,7 +387,11 @@ void weir__pool_starve(weir_pool *pool) {
         return; /* all streams of a turn starve together: that is one reason to widen, not one each */
     pool->starved_this_dispatch = true;
     uint64_t window = atomic_load_explicit(&pool->window, memory_order_relaxed) * UINT64_C(2);
-    window = weir__min_u64(window, weir__min_u64(pool->max_buffers, (uint64_t)pool->window_min * WINDOW_GROWTH));
+    /* Nor to more than half of the budget: what is posted leaves no room for copies of what is pinned. */
+    uint64_t half = pool->config.budget_bytes / pool->config.buffer_bytes / 2;
+    uint64_t most =
+        weir__max_u64(pool->window_min, weir__min_u64(half, (uint64_t)pool->window_min * WINDOW_GROWTH));
+    window = weir__min_u64(window, most);
     atomic_store_explicit(&pool->window, (uint32_t)window, memory_order_relaxed);
 }
 
