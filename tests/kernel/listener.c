@@ -404,7 +404,8 @@ static void two_loops_on_two_threads_share_a_port(void **state) {
         test_ok(pthread_create(&halves[i].thread, NULL, run_half, &halves[i]));
     for (int i = 0; i < CLIENTS; i++) {
         fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        assert_int_equal(connect(fds[i], (struct sockaddr *)&in, sizeof in), 0);
+        int r = connect(fds[i], (struct sockaddr *)&in, sizeof in);
+        assert_true(r == 0 || errno == ECONNRESET); /* aborted before connect had returned */
     }
     for (unsigned i = 0; i < PATIENCE_S * 100; i++) {
         if (atomic_load(&halves[0].count) + atomic_load(&halves[1].count) == CLIENTS)
