@@ -68,7 +68,7 @@ static struct {
     int64_t due[TIMERS]; /* -1: stopped */
     int64_t repeat[TIMERS];
     uint64_t queue_limit, queue_high, queue_low;
-    uint32_t max_streams, accepted_open; /* of the listener */
+    uint32_t max_turn_events, max_streams, accepted_open; /* of the loop; of the listener */
     bool is_listener_paused, is_loop_closing;
     bool was_dry; /* since faults stopped: a close that cannot take in the peer's end may be cut short */
     uint64_t external_given, external_released;
@@ -774,7 +774,8 @@ static void check_world(void) {
         sim_require(weir__pool_is_consistent(pool), "the pool's account is not right");
     sim_require(stats.used_bytes <= stats.budget_bytes, "the budget is exceeded");
     app.was_dry = app.was_dry || (sim.is_calm && stats.buffers_posted + stats.buffers_filling == 0);
-    check_timers(app.loop->now, "it is overdue");
+    if (app.max_turn_events == 0 || app.max_turn_events >= TIMERS)
+        check_timers(app.loop->now, "it is overdue");
     for (size_t i = 0; i < app.used_count; i++) {
         connection *c = app.used[i];
         if (c->is_full && c->stream != NULL && c->closes == 0 && !c->is_closing && c->stream->queue.bytes == 0 &&
@@ -882,7 +883,9 @@ static void expect_resets_noticed(void) {
             if (!c->is_started || c->closes > 0 || !c->peer_was_reset || c->is_closing)
                 continue;
             is_one_left = true;
-            sim_require(++c->turns_since_reset < 400, "connection %llu: its peer reset it, and nobody noticed: %s",
+            /* Where a turn looks at a few completions only, hundreds may wait in the queue. */
+            sim_require(++c->turns_since_reset < (app.max_turn_events > 0 ? 10000 : 400),
+                        "connection %llu: its peer reset it, and nobody noticed: %s",
                         (unsigned long long)c->number, sim_describe());
         }
     }
@@ -962,6 +965,7 @@ const char *sim_describe(void) {
 }
 
 static void open_all(void) {
+    app.max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     uint32_t buffer = 4096U << sim_random(3);
     uint64_t buffers = 1 + sim_random(24);
     weir_pool_options pool = { .size = sizeof pool,
@@ -974,7 +978,7 @@ static void open_all(void) {
                                   .flags = WEIR_LOOP_KEEP_RUNNING,
                                   .pool = &pool,
                                   .allocator = &allocator,
-                                  .max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0 };
+                                  .max_turn_events = app.max_turn_events };
     const weir__tuning tuning = { .no_self_test = true };
     sim.is_calm = true; /* opening is not what is tested here */
     weir_loop *loop;
