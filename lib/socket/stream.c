@@ -189,17 +189,23 @@ static void finish(weir_stream *stream) {
         weir_stream_unref(stream);
 }
 
+/* Closing a TCP socket resets it only when nothing is under way in it, so it is disconnected, which resets at once and
+ * ends both operations. For Unix sockets shutting down does that. */
+static void cut_off(weir_stream *stream) {
+    const struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+    if (stream->is_tcp)
+        (void)weir__sys_connect(stream->fd, &nowhere, sizeof nowhere);
+    else
+        (void)weir__sys_shutdown(stream->fd, SHUT_RDWR);
+    stream->is_cut = true;
+}
+
 /* Without grace: make the peer know, end what is under way, and wait until it has ended. */
 static void settle_failed(weir_stream *stream) {
     if (!stream->is_reset) {
         stream->is_reset = true;
-        /* Closing a TCP socket resets it only when nothing is under way in it, so it is disconnected, which resets
-         * at once and ends both operations. For Unix sockets shutting down does that. */
-        const struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
-        if (stream->is_connected && stream->is_tcp)
-            (void)weir__sys_connect(stream->fd, &nowhere, sizeof nowhere);
-        else if (stream->is_connected)
-            (void)weir__sys_shutdown(stream->fd, SHUT_RDWR);
+        if (stream->is_connected)
+            cut_off(stream);
         stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->in);
         stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->out);
         weir__timeout_set(stream->loop, &stream->timeout, WEIR_NEVER);
@@ -208,6 +214,8 @@ static void settle_failed(weir_stream *stream) {
         return;
     if (stream->callbacks == NULL && !stream->is_disowned)
         return; /* its owner has still to hear of it */
+    if (!stream->is_cut)
+        cut_off(stream); /* connecting, and given up: the kernel may have been quicker */
     finish(stream);
 }
 

@@ -55,7 +55,8 @@ struct weir_stream {
     bool is_shut : 1;     /* our half is ended */
     bool wants_close : 1; /* weir_stream_close: graceful */
     bool has_failed : 1;  /* to be ended without grace; reason and error say why */
-    bool is_reset : 1;    /* and the kernel has been told */
+    bool is_reset : 1;    /* and what is under way is being taken back */
+    bool is_cut : 1;      /* and the connection is cut off, so that closing does not look like an end */
     bool is_disowned : 1; /* unstarted, and its owner will not start it: no on_close is owed */
 
     uint64_t bytes_in, bytes_out, bytes_copied, slices, queue_peak_bytes;
