@@ -83,6 +83,25 @@ def check_listed(root):
             yield f"lib/{name}: not in lib/meson.build"
 
 
+def check_tests_listed(root):
+    """Yields a sentence for each C file of the tests that no build file names: a test that is not built cannot fail."""
+    tests = root / "tests"
+    scripts = " ".join(path.read_text(encoding="utf-8") for path in tests.rglob("*.py"))
+    for path in sorted(tests.rglob("*.c")):
+        names = {path.name} if f'"{path.name}"' in scripts else set()
+        for folder in path.parents:
+            if (folder / "meson.build").is_file():
+                listed = (folder / "meson.build").read_text(encoding="utf-8")
+                wanted = {str(path.relative_to(folder))}
+                if path.stem.startswith("fuzz_"):  # tests/fuzz/meson.build makes the names
+                    wanted.add(path.stem.removeprefix("fuzz_"))
+                names |= {name for name in wanted if f"'{name}'" in listed}
+            if folder == tests:
+                break
+        if not names:
+            yield f"tests/{path.relative_to(tests)}: in no meson.build"
+
+
 def check_calls(listing):
     """Yields a sentence for each forbidden symbol in the output of nm over archives."""
     objects = {}
@@ -163,6 +182,11 @@ def self_test():
             expect(name, check_includes, tree(files), [wanted])
         expect("a_listed_file_passes", check_listed, tree({"base/a.c": "", "base/a.h": ""}), [])
         expect("a_forgotten_file_is_found", check_listed, tree({"base/b.c": ""}), ["lib/base/b.c: not in"])
+        tests = pathlib.Path(tempfile.mkdtemp(dir=scratch))
+        for name, text in {"meson.build": "'unit/a.c'", "unit/a.c": "", "unit/forgotten.c": ""}.items():
+            (tests / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tests / "tests" / name).write_text(text)
+        expect("a_forgotten_test_is_found", check_tests_listed, tests, ["tests/unit/forgotten.c: in no"])
 
     expect("harmless_calls_pass", check_calls, "a.o:\n   U snprintf\n   U weir_x\n0000 T weir__y\n", [])
     expect("printing_is_found", check_calls, "a.o:\n  U puts\nb.o:\n  U malloc\n", ["a.o: uses puts"])
@@ -180,6 +204,7 @@ def main():
     tap = Tap()
     tap.case("layers_include_only_what_is_below", check_includes(root))
     tap.case("every_source_file_is_built", check_listed(root))
+    tap.case("every_test_is_built", check_tests_listed(root))
     if archives:
         tap.case("library_neither_prints_nor_ends_its_process", check_calls(nm(archives)))
     return tap.end()

@@ -21,7 +21,8 @@
  *             there: a slice's bytes must not be looked at. A loop made in the child is as good as any. A child
  *             that was forked in a callback should _exit or exec there; if it returns from it, no other callback runs,
  *             and run, run_once and weir_loop_close return -ECHILD.
- * Callbacks.  None runs inside any call but run, run_once and weir_loop_close; a callback may call anything
+ * Callbacks.  None runs inside any call but run, run_once and weir_loop_close (and the release of wrapped memory,
+ *             which runs inside its last weir_slice_unref()); a callback may call anything
  *             but those three (-EBUSY).
  * Options.    Structures begin with their size, are read during the call and not kept. Zero is the default of
  *             every field. A structure smaller than yours is an older caller and is fine; bytes that this

@@ -79,7 +79,7 @@ WEIR_API weir_listener *weir_listener_ref(weir_listener *listener);
 WEIR_API weir_listener *weir_listener_unref(weir_listener *listener);
 /** weir_listener_get_loop() - borrowed. */
 WEIR_API weir_loop *weir_listener_get_loop(const weir_listener *listener);
-/** weir_listener_get_address() - where it listens, as text. Return: its length; -ENOBUFS. */
+/** weir_listener_get_address() - where it listens, as text. Return: its length; -ENOBUFS; -EBADF: closed; -EINVAL. */
 WEIR_API int weir_listener_get_address(const weir_listener *listener, char *text, size_t size);
 
 #if defined(__cplusplus) && !defined(WEIR_PARSE)

@@ -60,7 +60,7 @@ typedef struct weir_loop_stats {
     uint64_t rearms;      /* multishot operations started again after the kernel ended them */
     uint64_t slices;      /* received */
     uint64_t bytes_in, bytes_out;
-    uint64_t bytes_copied;  /* by weir, between the kernel and a callback or back: copied writes, keep */
+    uint64_t bytes_copied;  /* by weir: copied writes, keep, small slices queued while memory is short */
     uint64_t accepted;      /* connections */
     uint64_t accept_stalls; /* times accepting rested for want of descriptors */
     uint64_t posts;         /* run */
@@ -173,15 +173,15 @@ WEIR_API WEIR_MUST_CHECK int weir_loop_post(weir_loop *loop, weir_post_fn functi
 
 /* ---- asking ----------------------------------------------------------------------------------------- */
 
-/** weir_loop_is_idle() - 1 when nothing is open that would keep run going, else 0. */
+/** weir_loop_is_idle() - 1 when nothing is open that would keep run going, else 0. -EINVAL; -EPERM; -ECHILD. */
 WEIR_API int weir_loop_is_idle(const weir_loop *loop);
 /** weir_loop_is_own_thread() - 1 on the loop's thread, or while it has none. Any thread. */
 WEIR_API int weir_loop_is_own_thread(const weir_loop *loop);
-/** weir_loop_get_now() - monotonic ns as of this turn. */
+/** weir_loop_get_now() - monotonic ns as of this turn. -EINVAL; -EPERM; -ECHILD. */
 WEIR_API int64_t weir_loop_get_now(const weir_loop *loop);
 /** weir_loop_get_pool() - borrowed; ref it for another thread. */
 WEIR_API weir_pool *weir_loop_get_pool(weir_loop *loop);
-/** weir_loop_get_info() - what runs and why. Fills @info up to the size in it. 0; -EINVAL. */
+/** weir_loop_get_info() - what runs and why. Fills @info up to the size in it. 0; -EINVAL; -EPERM; -ECHILD. */
 WEIR_API int weir_loop_get_info(const weir_loop *loop, weir_loop_info *info);
 /** weir_loop_get_stats() - 0; -EINVAL; -EPERM. */
 WEIR_API int weir_loop_get_stats(const weir_loop *loop, weir_loop_stats *stats);

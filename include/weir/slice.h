@@ -76,7 +76,8 @@ WEIR_API void weir_slice_unref(weir_slice *slice);
  */
 WEIR_API WEIR_MUST_CHECK int weir_slice_keep(const weir_slice *slice, weir_slice *ret_slice);
 
-/** weir_slice_sub() - ref of a part. 0; -ERANGE: not inside. Context as weir_slice_ref(). */
+/** weir_slice_sub() - ref of a part. 0; -ERANGE: not inside; -EINVAL: no slice, or uncounted bytes; -ECHILD. Context as
+ * weir_slice_ref(). */
 WEIR_API WEIR_MUST_CHECK int weir_slice_sub(const weir_slice *slice, size_t offset, size_t size,
                                             weir_slice *ret_slice);
 

@@ -86,7 +86,7 @@ struct weir_loop {
     weir__timeout grace; /* of drain */
     weir__range_cache ranges;
 
-    _Atomic(weir__post *) posts; /* a stack; WEIR__POSTS_CLOSED from the loop's close */
+    _Atomic(weir__post *) posts; /* a stack; post.c's CLOSED from the loop's close */
     _Atomic(uint32_t) is_stopping;
 
     uint32_t streams_open, streams_unstarted, listeners_open, timers_started;
