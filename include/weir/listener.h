@@ -61,9 +61,9 @@ WEIR_API WEIR_MUST_CHECK int weir_listener_adopt(weir_loop *loop, int fd, const 
                                                  weir_listener **ret_listener);
 
 /** weir_listener_start() - accept. At a limit, or out of descriptors (a statistic counts it), it rests and goes on by
- * itself. No more streams than the limit are handed out, but a burst may bring in more, about a backlog of them: they wait
- * for a place with their descriptors open. 0; or a mistake: -EALREADY; -EINVAL: no table, its size, or no on_accept;
- * -EPERM; -ECHILD; -ESHUTDOWN: it is closed. */
+ * itself. No more streams than the limit are handed out, but a burst may bring in more, about a backlog of them: they
+ * wait for a place with their descriptors open. 0; or a mistake: -EALREADY; -EINVAL: no table, its size, or no
+ * on_accept; -EPERM; -ECHILD; -ESHUTDOWN: it is closed. */
 WEIR_API int weir_listener_start(weir_listener *listener, const weir_listener_callbacks *callbacks,
                                  void *userdata);
 /** weir_listener_pause() - no on_accept after this; connections wait in the backlog. 0; -EPERM. */

@@ -250,15 +250,15 @@ WEIR_API weir_loop *weir_stream_get_loop(const weir_stream *stream);
 WEIR_API void *weir_stream_get_userdata(const weir_stream *stream);
 /** weir_stream_get_state() - enum weir_stream_state. */
 WEIR_API int weir_stream_get_state(const weir_stream *stream);
-/** weir_stream_get_queued() - bytes written and not yet taken by the kernel; 0 also where the stream may not be asked. */
+/** weir_stream_get_queued() - bytes written and not yet taken by the kernel; 0 also where it may not be asked. */
 WEIR_API uint64_t weir_stream_get_queued(const weir_stream *stream);
 /** weir_stream_get_fd() - to look at, never to read, write or close; -EBADF once closed. */
 WEIR_API int weir_stream_get_fd(const weir_stream *stream);
 /** weir_stream_get_local() - the address as text that dial understands, with its zero. Return: its length;
  * -ENOBUFS: @size too small (WEIR_ADDRESS_SIZE never is). */
 WEIR_API int weir_stream_get_local(const weir_stream *stream, char *text, size_t size);
-/** weir_stream_get_peer() - likewise; "unix:" for an unnamed one; -ENOTCONN: it has none yet, or any more. Both: -EBADF:
- * closed; -EINVAL; -EPERM; -ECHILD. */
+/** weir_stream_get_peer() - likewise; "unix:" for an unnamed one; -ENOTCONN: it has none yet, or any more. Both:
+ * -EBADF: closed; -EINVAL; -EPERM; -ECHILD. */
 WEIR_API int weir_stream_get_peer(const weir_stream *stream, char *text, size_t size);
 /** weir_stream_get_stats() - 0; -EINVAL; -EPERM. */
 WEIR_API int weir_stream_get_stats(const weir_stream *stream, weir_stream_stats *stats);

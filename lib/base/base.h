@@ -40,8 +40,8 @@ static inline uint64_t weir__max_u64(uint64_t a, uint64_t b) {
     return a > b ? a : b;
 }
 
-/* AddressSanitizer: idle buffers and bytes not received yet are poisoned, so that an over-read into them is seen. (Not one
- * into a neighbour's bytes, which are in the same buffer and as good.) */
+/* AddressSanitizer: idle buffers and bytes not received yet are poisoned, so that an over-read into them is seen.
+ * (Not one into a neighbour's bytes, which are in the same buffer and as good.) */
 #if defined(__SANITIZE_ADDRESS__)
 #define WEIR__ASAN 1
 #elif defined(__has_feature)

@@ -557,6 +557,38 @@ static void an_error_of_each_connection_makes_the_listener_rest(void **state) {
     }
 }
 
+/* The process has no descriptor left, or the system has none, or no memory: others may give some back, and the kernel does
+ * not tell. So it rests, and tries again every 100 ms, and when this loop closes one. */
+static void listener_without_descriptors_rests_and_tries_again(void **state) {
+    (void)state;
+    static const int wants[] = { -EMFILE, -ENFILE, -ENOMEM, -ENOBUFS };
+    for (size_t i = 0; i < sizeof wants / sizeof *wants; i++) {
+        unsigned count;
+        uint64_t stalls = test_loop_stats(&f).accept_stalls;
+        weir_listener *listener = listen_and_count(&count);
+        assert_true(answer_accept(wants[i]));
+        assert_null(find_accept());
+        assert_int_equal(test_loop_stats(&f).accept_stalls, stalls + 1);
+        script_advance_ns(99000000);
+        turn();
+        turn();
+        assert_null(find_accept());
+        script_advance_ns(1000000);
+        turn();
+        turn();
+        assert_true(answer_accept(wants[i])); /* and again */
+        weir__loop_close_fd(f.loop, new_connection());
+        turn();
+        turn();
+        assert_true(answer_accept(new_connection()));
+        assert_int_equal(count, 1);
+        assert_string_equal(story, "");
+        test_ok(weir_listener_close(listener));
+        turn();
+        assert_string_equal(story, "c");
+    }
+}
+
 /* ---- draining --------------------------------------------------------------------------------------- */
 
 static void drained_loop_ends_what_is_open_when_its_grace_is_over(void **state) {
@@ -747,6 +779,7 @@ int main(void) {
         loop_test(actor_waiting_for_a_descriptor_is_settled_when_one_is_closed),
         loop_test(an_error_of_one_connection_does_not_hold_up_the_next),
         loop_test(an_error_of_each_connection_makes_the_listener_rest),
+        loop_test(listener_without_descriptors_rests_and_tries_again),
         loop_test(drained_loop_ends_what_is_open_when_its_grace_is_over),
         loop_test(grace_may_be_shortened_and_not_lengthened),
         bare_test(loop_that_is_closed_refuses_everything_but_questions),
