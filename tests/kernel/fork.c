@@ -9,6 +9,7 @@
 
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include "kernel/scribe.h"
@@ -215,6 +216,25 @@ static void child_uses_what_it_inherited(household *h) {
     CHECK(atomic_load(&h->f.memory.allocations) == allocations);
 }
 
+static bool maps_an_io_uring(void) {
+    char line[512];
+    bool is_found = false;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps != NULL && fgets(line, sizeof line, maps) != NULL)
+        is_found = is_found || strstr(line, "[io_uring]") != NULL;
+    if (maps != NULL)
+        fclose(maps);
+    return is_found;
+}
+
+/* Else the parent's next receive would be copied page by page into whoever writes first, and a child could submit. */
+static void child_has_neither_payload_nor_ring(household *h) {
+    unsigned char is_resident;
+    uintptr_t page = (uintptr_t)h->held.data & ~((uintptr_t)weir__sys_page_bytes() - 1);
+    CHECK(mincore((void *)page, 1, &is_resident) < 0 && errno == ENOMEM);
+    CHECK(!maps_an_io_uring());
+}
+
 static void child_runs_a_loop_of_its_own(household *h) {
     static scribe s;
     weir_loop *loop = NULL;
@@ -321,6 +341,18 @@ static void every_call_in_the_child_fails_and_frees_nothing(void **state) {
     expect_parent_goes_on(&h); /* the child is still there */
     child_may_go(&h);
     scribe_turns(&h.f, 5);
+    move_out(&h);
+}
+
+static void the_child_has_neither_payload_nor_ring(void **state) {
+    (void)state;
+    static household h;
+    move_in(&h);
+    assert_true(maps_an_io_uring()); /* or there would be nothing to be seen */
+    fork_off(&h, child_has_neither_payload_nor_ring);
+    expect_child_content(&h);
+    child_may_go(&h);
+    expect_parent_goes_on(&h);
     move_out(&h);
 }
 
@@ -599,6 +631,7 @@ static void the_port_is_free_after_the_loops_close_although_the_child_lives(void
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call_in_the_child_fails_and_frees_nothing),
+        cmocka_unit_test(the_child_has_neither_payload_nor_ring),
         cmocka_unit_test(the_child_can_have_a_loop_of_its_own),
         cmocka_unit_test(a_child_that_comes_back_from_a_post_is_told),
         cmocka_unit_test(a_child_that_comes_back_from_a_timer_is_told),
