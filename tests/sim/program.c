@@ -70,7 +70,8 @@ static struct {
     uint64_t queue_limit, queue_high, queue_low;
     uint32_t max_turn_events, max_streams, accepted_open; /* of the loop; of the listener */
     bool is_listener_paused, is_loop_closing;
-    bool was_dry; /* since faults stopped: a close that cannot take in the peer's end may be cut short */
+    bool is_time_honest; /* faults have stopped, and peers have time enough to act */
+    bool was_dry;        /* since faults stopped: a close that cannot take in the peer's end may be cut short */
     uint64_t external_given, external_released;
     uint8_t *external[MOST_EXTERNAL];
     uint64_t live_blocks;
@@ -156,7 +157,7 @@ static void close_connection(connection *c) {
     sim_note("connection %llu: close", (unsigned long long)c->number);
     c->is_closing = true;
     c->closed_after_end = c->end_told;
-    c->closed_in_calm = sim.is_calm;
+    c->closed_in_calm = app.is_time_honest;
     sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }
@@ -901,7 +902,8 @@ static void calm_down(void) {
         (void)weir_timer_stop(app.timers[i]);
         app.due[i] = -1;
     }
-    expect_resets_noticed();
+    expect_resets_noticed(); /* in which time flies */
+    app.is_time_honest = true;
     for (size_t i = 0; i < app.all_count; i++) {
         connection *c = app.all[i];
         c->peer_is_slow = false;
