@@ -284,7 +284,7 @@ static void look_for_end(weir__uring *u, weir__op *op) {
     if (r > 0 || r == -EAGAIN || r == -EINTR)
         return;
     op->size |= HAS_ENDED;
-    op->result = r;
+    op->result = r; /* an error is told once: the receive would not hear of it again */
     weir__uring_cancel(&u->base, op);
 }
 
