@@ -185,6 +185,22 @@ WEIR_API weir_pool *weir_loop_get_pool(weir_loop *loop);
 WEIR_API int weir_loop_get_info(const weir_loop *loop, weir_loop_info *info);
 /** weir_loop_get_stats() - 0; -EINVAL; -EPERM. */
 WEIR_API int weir_loop_get_stats(const weir_loop *loop, weir_loop_stats *stats);
+
+/* level: enum weir_pressure_level. */
+typedef void (*weir_pressure_fn)(weir_loop *loop, weir_pool *pool, int level, void *userdata);
+
+/**
+ * weir_loop_set_pressure() - hear when memory becomes scarce, and when that is over
+ * @function: called at the end of a turn whose level differs from the last one told; NULL: nobody any more
+ *
+ * The numbers are weir_pool_get_stats()'s. What helps is to drop slices that are held, to close streams that hold many,
+ * or to stop accepting; weir does none of it by itself.
+ *
+ * Context:   loop's thread; @function is called in a turn and may do what a callback may.
+ * Return:    0; -EINVAL: no loop; -EPERM; -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API int weir_loop_set_pressure(weir_loop *loop, weir_pressure_fn function, void *userdata);
 #if defined(__cplusplus) && !defined(WEIR_PARSE)
 }
 #endif

@@ -36,7 +36,10 @@ enum weir_close_reason {
     WEIR_CLOSE_ABORT = 3,   /* weir_stream_abort */
     WEIR_CLOSE_ERROR = 4,   /* error says which */
     WEIR_CLOSE_CONNECT = 5, /* never connected; error says why (-ETIMEDOUT, -ECONNREFUSED, ...) */
+    WEIR_CLOSE_IDLE = 6,    /* the idle timeout */
+    WEIR_CLOSE_WRITE = 7,   /* the write timeout: the peer takes nothing of what is queued */
     WEIR_CLOSE_LINGER = 8,  /* weir_stream_close, and the peer did not end in time: reset */
+    WEIR_CLOSE_PIPE = 9,    /* the other end of its pipe failed; error is that one's */
     WEIR_CLOSE_DRAIN = 10,  /* weir_loop_drain's grace is over */
     WEIR_CLOSE_LOOP = 11    /* weir_loop_close */
 };
@@ -44,8 +47,8 @@ enum weir_close_reason {
 /*
  * What a stream tells. static const, kept by pointer. Any member may be NULL:
  *   on_open   a dialled stream is connected (accepted and adopted ones are from the start)
- *   on_data   one slice, borrowed for the callback. NULL: there is no demand and nothing is read; its end is
- *             not noticed meanwhile, as if it were paused
+ *   on_data   one slice, borrowed for the callback. NULL: there is no demand and nothing is read, until piped; its
+ *             end is not noticed meanwhile, as if it were paused
  *   on_end    the peer sends no more; writing goes on, and closing is up to you, also when you have shut down
  *             your half. NULL: weir_stream_close()
  *   on_drain  after WEIR_WRITE_FULL, or a refused write with something queued: the queue has fallen to the low mark
@@ -62,6 +65,7 @@ typedef struct weir_stream_callbacks {
 } weir_stream_callbacks;
 
 enum weir_stream_flags {
+    WEIR_STREAM_METERED = 1,  /* delivers only what weir_stream_grant allows, from nothing on */
     WEIR_STREAM_NAGLE = 2,    /* TCP_NODELAY is on by default */
     WEIR_STREAM_KEEPALIVE = 4 /* SO_KEEPALIVE */
 };
@@ -75,7 +79,11 @@ typedef struct weir_stream_options {
     uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB, at most half of the limit */
     uint64_t queue_low_bytes;   /* on_drain; default a quarter of high */
     int64_t connect_timeout_ns; /* default 30 s */
-    int64_t linger_timeout_ns;  /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */
+    int64_t
+        idle_timeout_ns; /* nothing read and nothing taken of what is written; stands still while reading is held
+                                   back: paused, not granted, a full pipe, no memory; default none */
+    int64_t write_timeout_ns;  /* something is queued, and the peer takes nothing; default 60 s */
+    int64_t linger_timeout_ns; /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */
 } weir_stream_options;
 
 typedef struct weir_stream_stats {
@@ -85,7 +93,8 @@ typedef struct weir_stream_stats {
     uint64_t slices;       /* received */
     uint64_t queued_bytes; /* written and not yet taken by the kernel */
     uint64_t queue_peak_bytes; /* the most that ever was */
-    uint64_t staged_bytes;     /* received while paused, not yet delivered */
+    uint64_t staged_bytes;     /* received while paused or beyond what was granted, not yet delivered */
+    uint64_t bytes_piped;      /* received and passed on by weir_stream_pipe() */
 } weir_stream_stats;
 
 /* ---- getting one ------------------------------------------------------------------------------------ */
@@ -132,7 +141,7 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_adopt(weir_loop *loop, int fd, const we
  *
  * Ownership: @ret_fd is yours to close. The stream ends without on_close; its handle as if it had been closed.
  * Context:   loop's thread; no callback.
- * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, or writes are queued; -ENOTCONN: it has
+ * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, writes are queued, or it is piped; -ENOTCONN: it has
  *            failed; -EINVAL; -EPERM; -ECHILD.
  * Since:     0.1
  */
@@ -176,6 +185,21 @@ WEIR_API int weir_stream_pause(weir_stream *stream);
 /** weir_stream_resume() - the reverse; callbacks come later, not inside. 0; -EPERM. */
 WEIR_API int weir_stream_resume(weir_stream *stream);
 
+/**
+ * weir_stream_grant() - allow a METERED stream to deliver more
+ * @stream: made with WEIR_STREAM_METERED
+ * @bytes:  how many; they add up, and saturate
+ *
+ * No more than was granted is ever handed out. The kernel is asked for no more either, but may bring up to 64 KiB beyond
+ * (from Linux 6.17; before, weir reads exactly what was granted, by calls of its own and in small blocks); that is
+ * staged, counted, and comes first with the next grant. While nothing is granted the peer's end is not noticed.
+ *
+ * Context:   loop's thread, also before start; no callback.
+ * Return:    0; -EINVAL: not metered; -EPERM; -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API int weir_stream_grant(weir_stream *stream, uint64_t bytes);
+
 /* ---- writing ---------------------------------------------------------------------------------------- */
 
 enum weir_write_result {
@@ -187,7 +211,7 @@ enum weir_write_result {
  * weir_stream_write() - queue a copy of some bytes
  * @data: copied before it returns
  *
- * One queue, one order, all or nothing, also for write_slice and write_external. Small writes coalesce. Size 0 is
+ * One queue, one order, all or nothing, also for write_slice, writev and write_external. Small writes coalesce. Size 0 is
  * fine and does nothing (but write_external's, which would have nothing to release).
  *
  * Context:   loop's thread, from when the stream exists; no callback.
@@ -219,8 +243,72 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_write_slice(weir_stream *stream, const 
 WEIR_API WEIR_MUST_CHECK int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
                                                         weir_release_fn release, void *userdata);
 
-/** weir_stream_shutdown() - end our half, once the queue is sent. Reading goes on. 0, also again; -EPIPE. */
+/**
+ * weir_stream_writev() - queue several slices, all or none
+ * @slices: each as of weir_stream_write_slice(): a header by hand ({ header, 4, NULL }: copied) and its body, say
+ * @count:  at most 1024
+ *
+ * Ownership: as weir_stream_write_slice().
+ * Context:   as weir_stream_write().
+ * Return:    as weir_stream_write(); -EINVAL: too many.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_writev(weir_stream *stream, const weir_slice *slices, size_t count);
+
+/** weir_stream_cork() - hold sends back until weir_stream_uncork(), the high mark, a shutdown or a close, so that what is
+ * written meanwhile goes in one. (Writes of one turn do so anyway.) Does not nest. 0; -EPERM; -ECHILD. */
+WEIR_API int weir_stream_cork(weir_stream *stream);
+/** weir_stream_uncork() - 0; -EPERM; -ECHILD. */
+WEIR_API int weir_stream_uncork(weir_stream *stream);
+
+/* error: 0, all was taken; or why it never will be, the error of on_close or -ECANCELED. */
+typedef void (*weir_flush_fn)(weir_stream *stream, int error, void *userdata);
+
+/**
+ * weir_stream_flush() - hear when all that is queued now has been taken by the kernel
+ * @function: called once, in order with other flushes, at the latest before on_close; may do what a callback may
+ *
+ * It is not an answer of the peer's: that it has read what was sent only it can say. Nothing is sent earlier for it, a
+ * cork stays in place.
+ *
+ * Ownership: 0 is a promise that @function runs exactly once. On failure it never does.
+ * Context:   loop's thread, from start on; never called inside, also when nothing is queued. Allocates a little.
+ * Return:    0; -EPIPE: closing, closed or failed; -EINVAL: no function, or not started; -ENOMEM; -EPERM; -ECHILD.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_flush(weir_stream *stream, weir_flush_fn function, void *userdata);
+
+/** weir_stream_shutdown() - end our half, once the queue is sent. Reading goes on. 0, also again; -EPIPE; -EBUSY: a pipe
+ * leads into it, which ends it when the other end does. */
 WEIR_API int weir_stream_shutdown(weir_stream *stream);
+
+/* ---- piping ----------------------------------------------------------------------------------------- */
+
+/**
+ * weir_stream_pipe() - pass everything that one stream receives on to another
+ * @from: its on_data rests from now on; may have none
+ * @to:   may be @from: an echo
+ *
+ * Uncopied, and held back by @to: while its queue is above its high mark nothing is taken from @from, until it has fallen
+ * to the low mark. So @to's queue holds at most the high mark and one buffer, whatever its limit. Other writes to @to
+ * are fine and keep their place.
+ *
+ * @from's end shuts down @to, after the last byte, and then on_end is called as ever; a pipe in one direction is
+ * over with it. In a pair (each piped to the other) nothing closes before both have ended, and then both do.
+ * While a pipe lasts, if one of the two closes, so does the other: as weir_stream_close() if that one ended well, else
+ * at once, with WEIR_CLOSE_PIPE.
+ *
+ * Context:   loop's thread; no callback. Either may be unstarted or connecting: bytes flow when both are open.
+ * Return:    0; -EXDEV: two loops; -EALREADY: @from is piped, or something is piped into @to; -EPIPE: either is ending or
+ *            has ended in that direction; -EINVAL; -EPERM; -ECHILD. On failure neither has changed.
+ * Since:     0.1
+ */
+WEIR_API WEIR_MUST_CHECK int weir_stream_pipe(weir_stream *from, weir_stream *to);
+/** weir_stream_pipe_both() - pipe each of two streams to the other, or neither. Return: as weir_stream_pipe(). */
+WEIR_API WEIR_MUST_CHECK int weir_stream_pipe_both(weir_stream *a, weir_stream *b);
+/** weir_stream_unpipe() - @from's on_data takes over again, from the next byte. 0; -EINVAL: it is not piped; -EPERM;
+ * -ECHILD. */
+WEIR_API int weir_stream_unpipe(weir_stream *from);
 
 /* ---- ending ----------------------------------------------------------------------------------------- */
 

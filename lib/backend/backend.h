@@ -32,7 +32,8 @@ typedef struct weir__op weir__op;
 
 typedef struct weir__completion {
     /*
-     * receive  bytes in slice; 0 and FINAL: the peer sends no more; -errno and FINAL
+     * receive  bytes in slice; 0 and FINAL: the peer sends no more; -ECANCELED and FINAL: taken back, or it has
+     *          brought as much as it was to, or a little more; -errno and FINAL
      * send     FINAL: bytes taken from the queue, maybe fewer than there were; -errno
      * accept   a descriptor, the receiver's to close; -errno and FINAL
      * connect  FINAL: 0; -errno
@@ -61,7 +62,10 @@ enum weir__op_kind {
 struct weir__op {
     weir__link link; /* the backend's lists; which one follows from the state */
     weir__op_fn complete;
-    const void *data; /* send: bytes or a frame; connect: the address */
+    union {
+        const void *data; /* send: bytes or a frame; connect: the address */
+        uint64_t limit;   /* receive: bytes that it may still bring, if it has a limit */
+    };
     int32_t fd;
     uint32_t size;  /* of data; receive: the backend's */
     int32_t result; /* a FINAL that waits to be delivered */
@@ -87,8 +91,8 @@ typedef struct weir__backend_stats {
 typedef struct weir__backend_verbs {
     /* The calling thread is the loop's from now on. 0; -errno. */
     int (*enable)(weir__backend *backend);
-    /* Receive until the peer ends. */
-    void (*receive)(weir__backend *backend, weir__op *op, int fd);
+    /* Receive until the peer ends, or @limit_bytes have come; 0: no limit. */
+    void (*receive)(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes);
     /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances. */
     void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
     /* Accept connections until cancelled, or exactly one. */
@@ -106,6 +110,8 @@ typedef struct weir__backend_verbs {
     unsigned (*dispatch)(weir__backend *backend, unsigned max);
     /* Completions that need no kernel are waiting: do not sleep. */
     bool (*is_ready)(const weir__backend *backend);
+    /* A receive: something has come, and waits for memory? */
+    bool (*is_starved)(const weir__op *op);
     /* Nothing is under way but the backend's own. */
     bool (*is_quiet)(const weir__backend *backend);
     /* About a second has passed. */

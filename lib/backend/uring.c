@@ -5,6 +5,8 @@
 
 /* The turns of an io_uring and its life: everything about single operations is in uring_op.c. */
 
+enum { MOST_DRY_TURNS = 8 };
+
 static const int64_t close_timeout_ns = 5 * INT64_C(1000000000);
 
 /* ---- turns ------------------------------------------------------------------------------------------ */
@@ -25,14 +27,31 @@ static int enter(weir__uring *u, unsigned wait, int64_t timeout_ns) {
     }
 }
 
-/* Start parked receives, oldest first, one for each buffer there is. */
-static void unpark(weir__uring *u) {
+/* Start parked receives, oldest first, one for each buffer there is; those that need a block, while there is room for
+ * some. Return: there are buffers, and more streams that wait for them. */
+static bool unpark(weir__uring *u) {
     uint32_t count = weir__pool_available(u->group.pool);
-    while (count-- > 0 && u->group.parked_count > 0) {
-        weir__op *op = WEIR__CONTAINER(u->group.parked.next, weir__op, link);
+    bool has_room = weir__pool_has_private(u->group.pool, WEIR__PRIVATE_BYTES);
+    weir__link *link = u->group.parked.next;
+    while (link != &u->group.parked) {
+        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
+        bool is_by_poll = (op->size & WEIR__RECEIVE_BY_POLL) != 0;
+        link = link->next;
+        if (!is_by_poll && count == 0)
+            return weir__pool_available(u->group.pool) > 0;
+        if (is_by_poll && !has_room)
+            continue;
+        count -= !is_by_poll;
         weir__uring_group_unpark(&u->group, op);
         weir__uring_rearm(u, op);
     }
+    return false;
+}
+
+/* Streams wait, no buffer is there, and the reserve could help them. */
+static bool may_serve(const weir__uring *u) {
+    return u->group.parked_count > 0 && weir__pool_available(u->group.pool) == 0 &&
+           weir__pool_has_private(u->group.pool, WEIR__PRIVATE_BYTES);
 }
 
 static int wait_for(weir__backend *backend, int64_t timeout_ns) {
@@ -48,8 +67,7 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     }
     weir__pool_collect(u->group.pool);
     weir__uring_group_refill(&u->group);
-    if (u->group.parked_count > 0)
-        unpark(u);
+    bool has_waiting = u->group.parked_count > 0 && unpark(u);
     weir__uring_submit_waiting(u);
     while (!weir__list_is_empty(&u->waiting)) { /* more than the queue has entries */
         r = enter(u, 0, 0);
@@ -59,7 +77,7 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     }
     if (!weir__list_is_empty(&u->finished))
         timeout_ns = 0; /* something ended just now, without the kernel */
-    if (u->group.parked_count > 0 && weir__pool_available(u->group.pool) > 0)
+    if (has_waiting || may_serve(u))
         timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     r = enter(u, timeout_ns != 0, timeout_ns);
     return r < 0 ? r : 0;
@@ -101,6 +119,17 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     u->has_more = count >= max;
     if (!u->has_more)
         cross_check(u);
+    /*
+     * The reserve is for when nothing else moves: a send that completes may bring a buffer back. And it is used when all
+     * that has happened was heard of: a reset is told once, so when a send has it, a receive only finds an end.
+     */
+    bool is_heard = !u->has_more && !u->is_overflown;
+    if (WEIR__UNLIKELY(may_serve(u)) && is_heard && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
+        u->dry_turns = 0;
+        count += weir__uring_serve_parked(u);
+        if (weir__fork_is_child(generation))
+            return count;
+    }
     weir__pool_end_dispatch(u->group.pool);
     return count;
 }
@@ -186,6 +215,7 @@ static const weir__backend_verbs verbs = {
     .connect = weir__uring_connect,
     .watch = weir__uring_watch,
     .cancel = weir__uring_cancel,
+    .is_starved = weir__uring_is_starved,
     .wait = wait_for,
     .dispatch = dispatch,
     .is_ready = is_ready,

@@ -2,8 +2,8 @@
 #ifndef WEIR_BACKEND_URING_H
 #define WEIR_BACKEND_URING_H
 
-/* The io_uring backend: uring.c turns and closes, uring_op.c carries out operations, uring_group.c keeps the buffer ring,
- * uring_setup.c finds out what this kernel can do. */
+/* The io_uring backend: uring.c turns and closes, uring_op.c carries out operations, uring_private.c receives without the
+ * buffer ring, uring_group.c keeps that, uring_setup.c finds out what this kernel can do. */
 
 #include "backend/backend.h"
 #include "backend/waker.h"
@@ -71,10 +71,12 @@ typedef struct weir__uring {
     weir__uring_frame *frames; /* free ones */
     uint32_t under_way;        /* operations that are not IDLE, wake included */
     uint32_t enter_flags;
+    uint32_t dry_turns; /* in which a parked stream might have been served */
     int64_t close_timeout_ns;
     bool is_enabled;
     bool is_closing;
     bool has_more;      /* the last dispatch stopped at its limit */
+    bool has_no_limits; /* the kernel's receives cannot be limited */
     bool is_overflown;  /* seen, and counted, since the queue was last found in order */
     bool is_mistrusted; /* the group is to be condemned before the next entry is made */
 } weir__uring;
@@ -84,7 +86,8 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
 }
 
 /* The verbs of backend.h that uring_op.c has. */
-void weir__uring_receive(weir__backend *backend, weir__op *op, int fd);
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes);
+bool weir__uring_is_starved(const weir__op *op);
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
@@ -103,5 +106,26 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
 void weir__uring_look_again(weir__uring *u);
 /* The last of an operation. Its owner may start it again, or free it, inside. */
 void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result);
+/* Likewise, but in the next dispatch. */
+void weir__uring_finish_later(weir__uring *u, weir__op *op, int32_t result);
+/* A receive has nothing in the kernel, and waits for memory. */
+void weir__uring_park(weir__uring *u, weir__op *op);
+
+/* How an operation receives: its size. */
+enum {
+    WEIR__RECEIVE_POLLED_FIRST = 1, /* and has not been looked at since */
+    WEIR__RECEIVE_FRESH = 2,        /* something came since the last look around */
+    WEIR__RECEIVE_ENDED = 4,        /* result says how; it is being cancelled for that */
+    WEIR__RECEIVE_LIMITED = 8,      /* limit counts */
+    WEIR__RECEIVE_BY_POLL = 16      /* when it is readable, and into a private block */
+};
+
+/* ---- uring_private.c -------------------------------------------------------------------------------- */
+
+/* There is no buffer, and nothing happens that would bring one: receive for those who are parked, a private block each.
+ * Return: for how many. */
+unsigned weir__uring_serve_parked(weir__uring *u);
+/* Receive now, for an operation that has nothing in the kernel; without a block it is parked. */
+void weir__uring_receive_private(weir__uring *u, weir__op *op);
 
 #endif

@@ -28,16 +28,12 @@ enum cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
 /* user_data is an operation's address; the lowest bit tells its cancellation's completion from its own. */
 enum { TAG_CANCEL = 1 };
 
-/* A receive's size. */
-enum {
-    POLLED_FIRST = 1, /* and has not been looked at since */
-    IS_FRESH = 2,     /* something came since the last look around */
-    HAS_ENDED = 4     /* result says how; it is being cancelled for that */
-};
-
 enum {
     /* One send in flight a stream, so this much is what a slow reader holds back in the kernel at most. */
-    SEND_BYTES = 256 << 10
+    SEND_BYTES = 256 << 10,
+    /* The kernel looks at a receive's limit after each completion, so it may overrun it by one less than a completion
+     * may bring. */
+    LIMITED_BYTES = 64 << 10
 };
 
 /* ---- states ----------------------------------------------------------------------------------------- */
@@ -76,7 +72,7 @@ void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result) {
     op->complete(op, &(weir__completion){ .result = result, .final = true });
 }
 
-static void finish_later(weir__uring *u, weir__op *op, int32_t result) {
+void weir__uring_finish_later(weir__uring *u, weir__op *op, int32_t result) {
     op->state = FINISHED;
     op->result = result;
     weir__list_append(&u->finished, &op->link);
@@ -84,7 +80,7 @@ static void finish_later(weir__uring *u, weir__op *op, int32_t result) {
 
 /* The kernel has ended it, and it is not to be started again. */
 static void finish(weir__uring *u, weir__op *op, int32_t result) {
-    if (op->kind == WEIR__OP_RECEIVE && (op->size & HAS_ENDED) != 0 && result == -ECANCELED)
+    if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_ENDED) != 0 && result == -ECANCELED)
         result = op->result;
     if (op->cancel == CANCEL_WANTED) {
         weir__list_remove(&op->link);
@@ -105,16 +101,25 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
+        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL;
+        if ((op->size & WEIR__RECEIVE_BY_POLL) != 0) {
+            sqe->opcode = IORING_OP_POLL_ADD;
+            sqe->poll32_events = POLLIN | POLLRDHUP;
+            break;
+        }
         sqe->opcode = IORING_OP_RECV;
         sqe->flags = IOSQE_BUFFER_SELECT;
         sqe->buf_group = u->group.id;
         sqe->ioprio = IORING_RECV_MULTISHOT;
         /* On an empty ring a receive answers -ENOBUFS at once, with nothing pending. This way it answers when
          * something is pending and there is no buffer for it. */
-        op->size = 0;
+        if ((op->size & WEIR__RECEIVE_LIMITED) != 0) {
+            sqe->len = (uint32_t)weir__min_u64(op->limit, LIMITED_BYTES);
+            sqe->optlen = (uint32_t)weir__min_u64(op->limit, INT32_MAX);
+        }
         if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0) {
             sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
-            op->size = POLLED_FIRST;
+            op->size |= WEIR__RECEIVE_POLLED_FIRST;
         }
         break;
     case WEIR__OP_SEND:
@@ -171,7 +176,7 @@ void weir__uring_submit_waiting(weir__uring *u) {
         weir__op *first = WEIR__CONTAINER(u->waiting.next, weir__op, link);
         if (first->state == WAITING && first->group != 0 && first->group != u->group.id) {
             weir__list_remove(&first->link); /* it was to go on, on a group that has been condemned meanwhile */
-            finish_later(u, first, -EILSEQ);
+            weir__uring_finish_later(u, first, -EILSEQ);
             continue;
         }
         struct io_uring_sqe *sqe = weir__ring_sqe(u->ring);
@@ -180,7 +185,8 @@ void weir__uring_submit_waiting(weir__uring *u) {
         weir__op *op = WEIR__CONTAINER(weir__list_take_first(&u->waiting), weir__op, link);
         if (op->state == WAITING) {
             op->state = ARMED;
-            op->group = op->kind == WEIR__OP_RECEIVE ? u->group.id : 0;
+            bool has_buffers = op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_BY_POLL) == 0;
+            op->group = has_buffers ? u->group.id : 0;
             prepare(u, op, sqe);
         } else {
             prepare_cancel(op, sqe);
@@ -191,8 +197,17 @@ void weir__uring_submit_waiting(weir__uring *u) {
 
 /* ---- the verbs that start --------------------------------------------------------------------------- */
 
-void weir__uring_receive(weir__backend *backend, weir__op *op, int fd) {
-    weir__uring_start(weir__uring_of(backend), op, WEIR__OP_RECEIVE, fd, NULL, 0);
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes) {
+    weir__uring *u = weir__uring_of(backend);
+    uint32_t how = limit_bytes == 0   ? 0
+                   : u->has_no_limits ? WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL
+                                      : WEIR__RECEIVE_LIMITED;
+    weir__uring_start(u, op, WEIR__OP_RECEIVE, fd, NULL, how);
+    op->limit = limit_bytes;
+}
+
+bool weir__uring_is_starved(const weir__op *op) {
+    return op->state == PARKED;
 }
 
 static weir__uring_frame *frame_take(weir__uring *u) {
@@ -238,11 +253,11 @@ void weir__uring_cancel(weir__backend *backend, weir__op *op) {
     switch ((enum op_state)op->state) {
     case WAITING:
         weir__list_remove(&op->link);
-        finish_later(u, op, -ECANCELED);
+        weir__uring_finish_later(u, op, -ECANCELED);
         break;
     case PARKED:
         weir__uring_group_unpark(&u->group, op);
-        finish_later(u, op, -ECANCELED);
+        weir__uring_finish_later(u, op, -ECANCELED);
         break;
     case ARMED:
         if (op->cancel == CANCEL_NONE) {
@@ -265,6 +280,11 @@ void weir__uring_rearm(weir__uring *u, weir__op *op) {
     wait_for_entry(u, op);
 }
 
+void weir__uring_park(weir__uring *u, weir__op *op) {
+    op->state = PARKED;
+    weir__uring_group_park(&u->group, op);
+}
+
 static void mistrust(weir__uring *u) {
     u->is_mistrusted = true;
 }
@@ -283,18 +303,18 @@ static void look_for_end(weir__uring *u, weir__op *op) {
     int r = weir__sys_peek(op->fd);
     if (r > 0 || r == -EAGAIN || r == -EINTR)
         return;
-    op->size |= HAS_ENDED;
+    op->size |= WEIR__RECEIVE_ENDED;
     op->result = r; /* an error is told once: the receive would not hear of it again */
     weir__uring_cancel(&u->base, op);
 }
 
 static void doubt(weir__uring *u, weir__op *op) {
-    if ((op->size & POLLED_FIRST) != 0) {
-        op->size &= ~(uint32_t)POLLED_FIRST;
+    if ((op->size & WEIR__RECEIVE_POLLED_FIRST) != 0) {
+        op->size &= ~(uint32_t)WEIR__RECEIVE_POLLED_FIRST;
         look_for_end(u, op);
         return;
     }
-    op->size |= IS_FRESH;
+    op->size |= WEIR__RECEIVE_FRESH;
     if (!weir__link_is_listed(&op->link))
         weir__list_append(&u->doubtful, &op->link);
 }
@@ -306,8 +326,8 @@ void weir__uring_look_again(weir__uring *u) {
     weir__list_move(&u->doubtful, &doubtful);
     while ((link = weir__list_take_first(&doubtful)) != NULL) {
         weir__op *op = WEIR__CONTAINER(link, weir__op, link);
-        bool is_fresh = (op->size & IS_FRESH) != 0;
-        op->size &= ~(uint32_t)IS_FRESH;
+        bool is_fresh = (op->size & WEIR__RECEIVE_FRESH) != 0;
+        op->size &= ~(uint32_t)WEIR__RECEIVE_FRESH;
         if (!is_fresh && looks++ < MOST_LOOKS)
             look_for_end(u, op);
         else
@@ -340,15 +360,24 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
             weir__uring_cancel(&u->base, op);
         return;
     }
-    bool has_data = cqe->res > 0;
+    bool has_data = cqe->res > 0, is_limited = (op->size & WEIR__RECEIVE_LIMITED) != 0;
+    if (is_limited && has_data)
+        op->limit -= weir__min_u64(op->limit, (uint64_t)cqe->res);
+    bool is_spent = is_limited && op->limit == 0;
     if (is_over) {
-        if (op->cancel != CANCEL_NONE || (cqe->res <= 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED &&
-                                          cqe->res != -EINTR && cqe->res != -EAGAIN)) {
+        if (is_limited && cqe->res == -EINVAL && op->cancel == CANCEL_NONE) { /* before 6.17 */
+            u->has_no_limits = true;
+            op->size |= WEIR__RECEIVE_BY_POLL;
+            weir__uring_rearm(u, op);
+            return;
+        }
+        if (is_spent || op->cancel != CANCEL_NONE ||
+            (cqe->res <= 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED && cqe->res != -EINTR &&
+             cqe->res != -EAGAIN)) {
             /* Over for good. Data goes first; the operation is still the backend's while it is looked at. */
         } else if (cqe->res == -ENOBUFS) {
             weir__pool_starve(u->group.pool);
-            op->state = PARKED;
-            weir__uring_group_park(&u->group, op);
+            weir__uring_park(u, op);
             return;
         } else {
             weir__uring_rearm(u, op);
@@ -361,10 +390,26 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         op->complete(op, &completion);
     }
     bool is_reason = cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN; /* or it was cancelled */
+    is_reason = is_reason && !(is_limited && cqe->res == -EINVAL);
     if (is_over)
         finish(u, op, has_data || !is_reason ? -ECANCELED : cqe->res);
+    else if (is_spent)
+        weir__uring_cancel(&u->base, op); /* the kernel should have stopped */
     else if ((cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE)
         doubt(u, op);
+}
+
+/* A receive by poll: something has come, or the end. */
+static void readable(weir__uring *u, weir__op *op, int32_t result) {
+    bool is_wait = result >= 0 || result == -ECANCELED || result == -EINTR || result == -EAGAIN;
+    if (op->cancel != CANCEL_NONE)
+        finish(u, op, -ECANCELED);
+    else if (!is_wait)
+        finish(u, op, result);
+    else if (result < 0)
+        weir__uring_rearm(u, op);
+    else
+        weir__uring_receive_private(u, op);
 }
 
 /* A send, or its wait for room, which is no answer but a reason to try again. */
@@ -432,7 +477,10 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         return;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
-        received(u, op, cqe);
+        if (WEIR__UNLIKELY((op->size & WEIR__RECEIVE_BY_POLL) != 0))
+            readable(u, op, cqe->res);
+        else
+            received(u, op, cqe);
         break;
     case WEIR__OP_SEND:
     case WEIR__OP_SEND_ROOM:

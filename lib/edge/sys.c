@@ -78,6 +78,10 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     CALL(send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
+int weir__sys_receive(int fd, void *data, size_t size) {
+    CALL(recv(fd, data, size, MSG_DONTWAIT));
+}
+
 int weir__sys_unsent(int fd) {
     int bytes = 0, saved = errno;
     int r = ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;

@@ -24,6 +24,7 @@ int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_
 
 int weir__sys_socketpair(int ret_fds[2]); /* Unix stream sockets */
 int weir__sys_send(int fd, const void *data, size_t size);
+int weir__sys_receive(int fd, void *data, size_t size); /* never waits */
 int weir__sys_unsent(int fd); /* bytes of ours that the peer has not taken (Unix) or acknowledged (TCP) */
 int weir__sys_peek(int fd);   /* 1: bytes are waiting; 0: the peer has ended; -EAGAIN: neither */
 

@@ -114,6 +114,15 @@ static unsigned fire_timers(weir_loop *loop) {
     return count;
 }
 
+static void tell_pressure(weir_loop *loop) {
+    uint32_t level = weir__pool_look_at_pressure(loop->pool);
+    if (WEIR__LIKELY(level == loop->pressure_told))
+        return;
+    loop->pressure_told = level;
+    if (loop->on_pressure != NULL && loop->phase == WEIR__PHASE_RUNNING)
+        loop->on_pressure(loop, loop->pool, (int)level, loop->pressure_userdata);
+}
+
 /* One turn. Return: how much happened; -errno; -ECHILD: a callback forked, and this is the child. */
 static int turn(weir_loop *loop, int64_t timeout_ns) {
     const weir__backend_verbs *verbs = loop->backend->verbs;
@@ -144,6 +153,8 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     count += fire_timers(loop);
     count += weir__loop_run_posts(loop);
     count += settle(loop);
+    if (!weir__loop_is_lost(loop))
+        tell_pressure(loop);
     if (weir__loop_is_lost(loop))
         return -ECHILD;
     if (loop->now - loop->ticked >= TICK_NS) {
@@ -216,6 +227,17 @@ WEIR_API void weir_loop_stop(weir_loop *loop) {
         return;
     atomic_store(&loop->is_stopping, 1);
     weir__waker_wake(loop->waker);
+}
+
+WEIR_API int weir_loop_set_pressure(weir_loop *loop, weir_pressure_fn function, void *userdata) {
+    if (loop == NULL)
+        return WEIR__MISTAKE(-EINVAL, "no loop");
+    int r = weir__loop_check(loop);
+    if (r < 0)
+        return r;
+    loop->on_pressure = function;
+    loop->pressure_userdata = userdata;
+    return 0;
 }
 
 /* ---- draining --------------------------------------------------------------------------------------- */

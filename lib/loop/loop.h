@@ -85,6 +85,9 @@ struct weir_loop {
     weir__heap timers;   /* weir__timeout.node */
     weir__timeout grace; /* of drain */
     weir__range_cache ranges;
+    weir_pressure_fn on_pressure;
+    void *pressure_userdata;
+    uint32_t pressure_told; /* enum weir_pressure_level */
 
     _Atomic(weir__post *) posts; /* a stack; post.c's CLOSED from the loop's close */
     _Atomic(uint32_t) is_stopping;

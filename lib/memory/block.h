@@ -35,6 +35,7 @@ struct weir_block {
     size_t capacity;         /* payload bytes that it occupies; 0: not ours */
     struct weir_block *next; /* pool.returned */
     uint8_t kind;            /* enum weir__block_kind */
+    bool is_private;         /* received into, charged as such */
 };
 
 typedef struct weir__heap_block {
@@ -52,6 +53,8 @@ typedef struct weir__external_block {
 
 /* A block of @capacity bytes with one shared reference, charged to the pool. 0; -ENOMEM; -ENOBUFS. */
 int weir__heap_block_new(weir_pool *pool, size_t capacity, weir__heap_block **ret_block);
+/* One to receive into when no buffer is to be had; likewise, and nobody may append to it. */
+int weir__private_block_new(weir_pool *pool, weir__heap_block **ret_block);
 uint8_t *weir__heap_block_data(weir__heap_block *block);
 
 /* The last reference is gone: give the memory back, on whichever thread this is. */

@@ -7,7 +7,8 @@
 enum {
     MIN_BUFFER_BYTES = 4096,
     MAX_BUFFER_BYTES = 16 << 20,
-    MAX_BUFFERS = 32768, /* what a buffer ring can have */
+    MAX_BUFFERS = 32768,    /* what a buffer ring can have */
+    LEAST_FOR_RESERVE = 16, /* buffers in a budget that keeps a reserve by itself */
     /* A window that starves is widened to at most this many times its first size: beyond some MiB the kernel's
      * writes walk out of the cache, which costs more than streams that park for a moment. */
     WINDOW_GROWTH = 8
@@ -27,8 +28,9 @@ typedef struct weir__buffer {
 
 /*
  * buffers owned = idle + posted + filling + retired
- * used = buffers owned * buffer_bytes + blocks <= budget
- * blocks <= budget - receive share
+ * used = buffers owned * buffer_bytes + blocks + privates <= budget
+ * blocks <= budget - reserve - receive share
+ * Only privates may bring used above budget - reserve.
  */
 struct weir_pool {
     weir__pool_config config;
@@ -53,8 +55,10 @@ struct weir_pool {
     _Atomic(weir_block *) returned; /* a stack of weir_block.next; CLOSED once the loop is gone */
     _Atomic(uint32_t) parked;
     _Atomic(uint32_t) is_wanted; /* a block found no room: buffers are not to lie idle */
-    _Atomic(uint64_t) used, peak, blocks, copied;
-    uint64_t block_share; /* what blocks may have of the budget */
+    _Atomic(uint64_t) used, peak, blocks, privates, copied;
+    _Atomic(uint32_t) level; /* enum weir_pressure_level */
+    uint64_t common_bytes;   /* the budget without the reserve */
+    uint64_t block_share;    /* what blocks may have of that */
 };
 
 static weir_block closed_marker;
@@ -99,8 +103,12 @@ int weir__pool_configure(const weir_pool_options *options, uint32_t mode_buffer_
     if (buffer < MIN_BUFFER_BYTES || buffer < config->page_bytes || buffer > MAX_BUFFER_BYTES ||
         (buffer & (buffer - 1)) != 0)
         return -EINVAL;
-    if (budget < buffer || window < buffer || window > budget)
+    /* A small pool has no memory to spare for that, unless it is said. */
+    uint64_t reserve = options->reserve_bytes;
+    reserve = reserve > 0 ? reserve : budget / buffer >= LEAST_FOR_RESERVE ? budget / 8 : 0;
+    if (budget < buffer || reserve > budget - buffer || window < buffer || window > budget)
         return -EINVAL;
+    config->reserve_bytes = reserve;
     config->budget_bytes = budget;
     config->buffer_bytes = (uint32_t)buffer;
     config->window_bytes = (uint32_t)weir__min_u64(window, UINT32_MAX);
@@ -124,7 +132,8 @@ int weir__pool_new(const weir__pool_config *config, weir_pool **ret_pool) {
     weir_pool *pool = weir__alloc_zeroed(config->allocator, sizeof *pool);
     if (pool == NULL)
         return -ENOMEM;
-    uint32_t most = (uint32_t)weir__min_u64(config->budget_bytes / config->buffer_bytes, MAX_BUFFERS), power = 1;
+    uint64_t common = config->budget_bytes - config->reserve_bytes;
+    uint32_t most = (uint32_t)weir__min_u64(common / config->buffer_bytes, MAX_BUFFERS), power = 1;
     while (power < most)
         power *= 2; /* rings have a power of two entries; so have our tables, to be indexed by position */
     pool->config = *config;
@@ -148,7 +157,8 @@ int weir__pool_new(const weir__pool_config *config, weir_pool **ret_pool) {
     weir__list_init(&pool->retiring);
     pool->window_min = (uint32_t)weir__max_u64(1, config->window_bytes / config->buffer_bytes);
     atomic_init(&pool->window, pool->window_min);
-    pool->block_share = config->budget_bytes - weir__max_u64(config->budget_bytes / 4, config->buffer_bytes);
+    pool->common_bytes = common;
+    pool->block_share = common - weir__max_u64(common / 4, config->buffer_bytes);
     *ret_pool = pool;
     return 0;
 }
@@ -186,9 +196,9 @@ static bool add_within(_Atomic(uint64_t) *sum, uint64_t bytes, uint64_t limit, u
     return true;
 }
 
-static bool use(weir_pool *pool, uint64_t bytes) {
+static bool use(weir_pool *pool, uint64_t bytes, uint64_t limit) {
     uint64_t sum;
-    if (!add_within(&pool->used, bytes, pool->config.budget_bytes, &sum))
+    if (!add_within(&pool->used, bytes, limit, &sum))
         return false;
     uint64_t peak = atomic_load_explicit(&pool->peak, memory_order_relaxed);
     while (peak < sum && !atomic_compare_exchange_weak_explicit(&pool->peak, &peak, sum, memory_order_relaxed,
@@ -199,9 +209,9 @@ static bool use(weir_pool *pool, uint64_t bytes) {
 
 bool weir__pool_charge(weir_pool *pool, uint64_t bytes) {
     uint64_t sum;
-    if (!add_within(&pool->blocks, bytes, pool->block_share, &sum))
+    if (bytes > 0 && !add_within(&pool->blocks, bytes, pool->block_share, &sum))
         return false;
-    if (!use(pool, bytes)) {
+    if (bytes > 0 && !use(pool, bytes, pool->common_bytes)) {
         atomic_fetch_sub(&pool->blocks, bytes);
         atomic_store_explicit(&pool->is_wanted, 1, memory_order_relaxed);
         return false;
@@ -210,12 +220,34 @@ bool weir__pool_charge(weir_pool *pool, uint64_t bytes) {
     return true;
 }
 
-void weir__pool_uncharge(weir_pool *pool, uint64_t bytes) {
-    atomic_fetch_sub(&pool->blocks, bytes);
+static void give_back(weir_pool *pool, uint64_t bytes) {
     atomic_fetch_sub(&pool->used, bytes); /* sequentially consistent: before the look at who waits */
     if (bytes > 0 && atomic_load(&pool->parked) > 0)
         pool->config.wake(pool->config.host);
     pool_unref(pool);
+}
+
+void weir__pool_uncharge(weir_pool *pool, uint64_t bytes) {
+    atomic_fetch_sub(&pool->blocks, bytes);
+    give_back(pool, bytes);
+}
+
+bool weir__pool_charge_private(weir_pool *pool, uint64_t bytes) {
+    if (!use(pool, bytes, pool->config.budget_bytes))
+        return false;
+    atomic_fetch_add_explicit(&pool->privates, bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pool->refs, 1, memory_order_relaxed);
+    return true;
+}
+
+void weir__pool_uncharge_private(weir_pool *pool, uint64_t bytes) {
+    atomic_fetch_sub(&pool->privates, bytes);
+    give_back(pool, bytes);
+}
+
+bool weir__pool_has_private(const weir_pool *pool, uint64_t bytes) {
+    uint64_t used = atomic_load_explicit(&pool->used, memory_order_relaxed);
+    return bytes <= pool->config.budget_bytes - used;
 }
 
 bool weir__pool_is_short(const weir_pool *pool) {
@@ -235,7 +267,7 @@ uint64_t weir__pool_copied(const weir_pool *pool) {
 
 static weir__buffer *buffer_new(weir_pool *pool) {
     const weir__pool_config *config = &pool->config;
-    if (pool->free_id_count == 0 || !use(pool, config->buffer_bytes))
+    if (pool->free_id_count == 0 || !use(pool, config->buffer_bytes, pool->common_bytes))
         return NULL;
     weir__buffer *buffer = weir__alloc_zeroed(config->allocator, sizeof *buffer);
     uint8_t *data = buffer != NULL ? config->map(config->buffer_bytes) : NULL;
@@ -411,6 +443,30 @@ void weir__pool_trim(weir_pool *pool) {
     pool->idle_low = count(pool, IDLE);
 }
 
+/*
+ * Levels rise at once. High falls again well below where it rose; parked lasts as long as there is no buffer, although the
+ * reserve helps one stream after the other and none may be waiting at the moment.
+ */
+uint32_t weir__pool_look_at_pressure(weir_pool *pool) {
+    uint64_t budget = pool->config.budget_bytes, used = atomic_load_explicit(&pool->used, memory_order_relaxed);
+    uint32_t before = atomic_load_explicit(&pool->level, memory_order_relaxed), level;
+    bool may_grow = pool->free_id_count > 0 && used + pool->config.buffer_bytes <= pool->common_bytes;
+    bool is_dry =
+        weir__pool_available(pool) + count(pool, IDLE) == 0 && !may_grow && !weir__pool_has_returned(pool);
+    bool is_parked = atomic_load_explicit(&pool->parked, memory_order_relaxed) > 0;
+    if (is_dry && is_parked && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES))
+        level = WEIR_PRESSURE_STUCK;
+    else if (is_dry && (is_parked || before >= WEIR_PRESSURE_PARKED))
+        level = WEIR_PRESSURE_PARKED;
+    else if (weir__pool_is_short(pool) || (before > WEIR_PRESSURE_NONE && used > budget - budget / 8 * 3))
+        level = WEIR_PRESSURE_HIGH;
+    else
+        level = WEIR_PRESSURE_NONE;
+    if (level != before)
+        atomic_store_explicit(&pool->level, level, memory_order_relaxed);
+    return level;
+}
+
 /* ---- coming back ------------------------------------------------------------------------------------ */
 
 void weir__pool_return(weir_block *block) {
@@ -504,6 +560,9 @@ WEIR_API int weir_pool_get_stats(const weir_pool *pool, weir_pool_stats *stats) 
     stats->used_bytes = atomic_load(&pool->used);
     stats->peak_bytes = atomic_load(&pool->peak);
     stats->block_bytes = atomic_load(&pool->blocks);
+    stats->reserve_bytes = pool->config.reserve_bytes;
+    stats->private_bytes = atomic_load(&pool->privates);
+    stats->level = atomic_load(&pool->level);
     stats->buffer_bytes = pool->config.buffer_bytes;
     stats->window_buffers = atomic_load(&pool->window);
     stats->buffers_idle = count(pool, IDLE);
@@ -533,6 +592,6 @@ bool weir__pool_is_consistent(const weir_pool *pool) {
             return false;
     uint64_t used = atomic_load(&pool->used), blocks = atomic_load(&pool->blocks);
     return owned + pool->free_id_count == pool->max_buffers &&
-           used == (uint64_t)owned * pool->config.buffer_bytes + blocks && used <= pool->config.budget_bytes &&
-           blocks <= pool->block_share;
+           used == (uint64_t)owned * pool->config.buffer_bytes + blocks + atomic_load(&pool->privates) &&
+           used <= pool->config.budget_bytes && blocks <= pool->block_share;
 }

@@ -23,13 +23,16 @@
 #include "weir/pool.h"
 #include "weir/slice.h"
 
+enum { WEIR__PRIVATE_BYTES = 4096 }; /* a private block and its header */
+
 typedef struct weir__pool_config {
     const weir_allocator *allocator;
     const void *owner;   /* whose thread counts locally: the loop; compared, never looked into */
     uint32_t generation; /* weir__fork_generation() */
     bool incremental;    /* one buffer serves many completions, in ring order */
     uint64_t budget_bytes;
-    uint32_t buffer_bytes; /* a power of two */
+    uint64_t reserve_bytes; /* of the budget: for private blocks alone */
+    uint32_t buffer_bytes;  /* a power of two */
     uint32_t window_bytes;
     /* Payload is mapped and not allocated: a child of fork does not get it, neighbours share a mapping, and what is
      * given back is the system's again. */
@@ -82,6 +85,8 @@ void weir__pool_starve(weir_pool *pool);
 void weir__pool_set_parked(weir_pool *pool, uint32_t streams);
 /* Give up buffers that lie idle: somebody else needs the memory. */
 void weir__pool_free_idle(weir_pool *pool);
+/* How scarce is memory? enum weir_pressure_level, as of the end of a turn. */
+uint32_t weir__pool_look_at_pressure(weir_pool *pool);
 /* Some time has passed (about a second): narrow the window, free what was not needed in all of it. */
 void weir__pool_trim(weir_pool *pool);
 
@@ -96,9 +101,14 @@ void weir__pool_abandon(weir_pool *pool);
 const void *weir__pool_owner(const weir_pool *pool);
 uint32_t weir__pool_generation(const weir_pool *pool);
 const weir_allocator *weir__pool_allocator(const weir_pool *pool);
-bool weir__pool_charge(weir_pool *pool, uint64_t bytes);   /* for a block; false: the share is spent */
+bool weir__pool_charge(weir_pool *pool,
+                       uint64_t bytes); /* for a block; false: the share is spent; 0 always works */
 void weir__pool_uncharge(weir_pool *pool, uint64_t bytes); /* and wake those who wait for it */
-bool weir__pool_is_short(const weir_pool *pool);           /* three quarters of the budget are used */
+/* The same for a private block, which may have the reserve as well. */
+bool weir__pool_charge_private(weir_pool *pool, uint64_t bytes);
+void weir__pool_uncharge_private(weir_pool *pool, uint64_t bytes);
+bool weir__pool_has_private(const weir_pool *pool, uint64_t bytes); /* is there room for one? */
+bool weir__pool_is_short(const weir_pool *pool);                    /* three quarters of the budget are used */
 void weir__pool_add_copied(weir_pool *pool, uint64_t bytes);
 uint64_t weir__pool_copied(const weir_pool *pool);
 void weir__pool_return(weir_block *buffer); /* the last reference to a buffer is gone */

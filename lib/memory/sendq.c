@@ -166,6 +166,55 @@ bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *
     return true;
 }
 
+bool weir__sendq_take_part(weir__sendq *queue, weir__range_cache *cache, size_t max, weir_slice *ret_slice) {
+    weir__range *first = queue->first;
+    if (first == NULL || first->size <= max)
+        return weir__sendq_take(queue, cache, ret_slice);
+    weir__block_ref_by(first->owner, cache->owner);
+    *ret_slice = (weir_slice){ first->data, max, first->owner };
+    first->data += max;
+    first->size -= max;
+    queue->bytes -= max;
+    return true;
+}
+
+static weir__heap_block *copies_of(const weir__range *range) {
+    bool has_copies = range != NULL && range->owner->kind == WEIR__BLOCK_HEAP;
+    return has_copies ? WEIR__CONTAINER(range->owner, weir__heap_block, block) : NULL;
+}
+
+weir__sendq_mark weir__sendq_get_mark(const weir__sendq *queue) {
+    const weir__heap_block *copies = copies_of(queue->last);
+    return (weir__sendq_mark){ .last = queue->last,
+                               .size = queue->last != NULL ? queue->last->size : 0,
+                               .used = copies != NULL ? copies->used : 0,
+                               .bytes = queue->bytes,
+                               .count = queue->count };
+}
+
+void weir__sendq_rewind(weir__sendq *queue, weir__range_cache *cache, const weir__sendq_mark *mark) {
+    weir__range *range = mark->last != NULL ? mark->last->next : queue->first;
+    weir__heap_block *copies = copies_of(mark->last);
+    queue->last = mark->last;
+    queue->bytes = mark->bytes;
+    queue->count = mark->count;
+    if (mark->last != NULL) {
+        mark->last->next = NULL;
+        mark->last->size = mark->size;
+    } else {
+        queue->first = NULL;
+    }
+    if (copies != NULL)
+        copies->used = mark->used;
+    while (range != NULL) {
+        weir__range *next = range->next;
+        weir_block *owner = range->owner;
+        range_give(cache, range);
+        weir__block_unref_by(owner, cache->owner);
+        range = next;
+    }
+}
+
 void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes) {
     weir_slice slice;
     while (bytes > 0) {

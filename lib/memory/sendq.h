@@ -53,6 +53,18 @@ unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, uns
 void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes);
 /* Take the first range out; its reference goes to the caller (weir__block_unref_by). false: empty. */
 bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *ret_slice);
+/* Take at most @max bytes, at least 1, out of the first range. */
+bool weir__sendq_take_part(weir__sendq *queue, weir__range_cache *cache, size_t max, weir_slice *ret_slice);
+
+/* Where a queue ended, so that what was appended since can be taken back. Nothing else happens to it in between. */
+typedef struct weir__sendq_mark {
+    weir__range *last;
+    size_t size, used; /* of the last range, and of its block if that is one of copies */
+    uint64_t bytes;
+    uint32_t count;
+} weir__sendq_mark;
+weir__sendq_mark weir__sendq_get_mark(const weir__sendq *queue);
+void weir__sendq_rewind(weir__sendq *queue, weir__range_cache *cache, const weir__sendq_mark *mark);
 /* Drop everything. */
 void weir__sendq_clear(weir__sendq *queue, weir__range_cache *cache);
 

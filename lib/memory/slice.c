@@ -23,6 +23,24 @@ int weir__heap_block_new(weir_pool *pool, size_t capacity, weir__heap_block **re
     return 0;
 }
 
+int weir__private_block_new(weir_pool *pool, weir__heap_block **ret_block) {
+    size_t capacity = WEIR__PRIVATE_BYTES - sizeof(weir__heap_block);
+    if (!weir__pool_charge_private(pool, WEIR__PRIVATE_BYTES))
+        return -ENOBUFS;
+    weir__heap_block *block = weir__alloc(weir__pool_allocator(pool), WEIR__PRIVATE_BYTES);
+    if (block == NULL) {
+        weir__pool_uncharge_private(pool, WEIR__PRIVATE_BYTES);
+        return -ENOMEM;
+    }
+    *block = (weir__heap_block){
+        .block = { .kind = WEIR__BLOCK_HEAP, .is_private = true, .pool = pool, .capacity = capacity },
+        .used = capacity,
+    };
+    atomic_init(&block->block.shared, 1);
+    *ret_block = block;
+    return 0;
+}
+
 uint8_t *weir__heap_block_data(weir__heap_block *block) {
     return (uint8_t *)(block + 1);
 }
@@ -33,8 +51,10 @@ void weir__block_release(weir_block *block) {
         weir__pool_return(block);
     } else if (block->kind == WEIR__BLOCK_HEAP) {
         size_t bytes = heap_block_bytes(block->capacity);
+        void (*uncharge)(weir_pool *, uint64_t) =
+            block->is_private ? weir__pool_uncharge_private : weir__pool_uncharge;
         weir__free(weir__pool_allocator(pool), block, bytes);
-        weir__pool_uncharge(pool, bytes);
+        uncharge(pool, bytes);
     } else {
         weir__external_block external = *WEIR__CONTAINER(block, weir__external_block, block);
         weir__free(weir__pool_allocator(pool), block, sizeof external);

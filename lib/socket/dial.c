@@ -40,7 +40,7 @@ WEIR_API int weir_stream_dial(weir_loop *loop, const char *text, const weir_stre
     }
     stream->dialling = dialling;
     weir__stream_apply(fd, is_tcp, &settings);
-    weir__timeout_set(loop, &stream->timeout, settings.connect_timeout_ns);
+    weir__stream_set_deadline(stream, settings.connect_timeout_ns);
     weir__stream_mark(stream);
     *ret_stream = stream;
     return 0;

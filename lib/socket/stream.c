@@ -40,6 +40,7 @@ static void set_state(weir_stream *stream, enum weir_stream_state state) {
 
 void weir__stream_opened(weir_stream *stream) {
     set_state(stream, WEIR_STREAM_OPEN);
+    weir__stream_time_open(stream);
 }
 
 static weir_stream *to_stream(weir__actor *actor) {
@@ -63,8 +64,9 @@ int weir__stream_settings_read(const weir_stream_options *user_options, weir__st
     int r = weir__options_read(&options, sizeof options, sizeof options, user_options);
     if (r < 0)
         return r;
-    const uint32_t flags = WEIR_STREAM_NAGLE | WEIR_STREAM_KEEPALIVE;
+    const uint32_t flags = WEIR_STREAM_METERED | WEIR_STREAM_NAGLE | WEIR_STREAM_KEEPALIVE;
     if ((options.flags & ~flags) != 0 || options.reserved != 0 || options.connect_timeout_ns < WEIR_NEVER ||
+        options.idle_timeout_ns < WEIR_NEVER || options.write_timeout_ns < WEIR_NEVER ||
         options.linger_timeout_ns < WEIR_NEVER)
         return -EINVAL;
     uint64_t limit = options.queue_limit_bytes, high = options.queue_high_bytes, low = options.queue_low_bytes;
@@ -79,6 +81,8 @@ int weir__stream_settings_read(const weir_stream_options *user_options, weir__st
         .queue_high_bytes = high,
         .queue_low_bytes = low,
         .connect_timeout_ns = options.connect_timeout_ns != 0 ? options.connect_timeout_ns : 30 * s,
+        .idle_timeout_ns = options.idle_timeout_ns != 0 ? options.idle_timeout_ns : WEIR_NEVER,
+        .write_timeout_ns = options.write_timeout_ns != 0 ? options.write_timeout_ns : 60 * s,
         .linger_timeout_ns = options.linger_timeout_ns != 0 ? options.linger_timeout_ns : 10 * s,
         .flags = options.flags,
     };
@@ -99,29 +103,6 @@ static void drain(weir__actor *actor);
 static void release(weir__actor *actor);
 static const weir__actor_verbs verbs = { .settle = settle, .end = end, .drain = drain, .release = release };
 
-/* Connecting takes too long, the peer of a graceful close does nothing, or what came in before a failed send is still
- * not all. */
-static void timed_out(weir__timeout *timeout) {
-    weir_stream *stream = WEIR__CONTAINER(timeout, weir_stream, timeout);
-    if (!stream->is_connected && weir__loop_now(stream->loop) < stream->dialling->deadline) {
-        weir__stream_mark(stream); /* it was time to try again, not yet to give up */
-        return;
-    }
-    if (stream->is_connected && stream->output_error == 0 && weir__sys_unsent(stream->fd) < stream->unsent_bytes) {
-        weir__stream_linger(stream); /* our queue is empty, but the peer still takes what the kernel has of it */
-        return;
-    }
-    if (stream->output_error != 0)
-        weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
-    else
-        weir__stream_fail(stream, stream->is_connected ? WEIR_CLOSE_LINGER : WEIR_CLOSE_CONNECT, -ETIMEDOUT);
-}
-
-void weir__stream_linger(weir_stream *stream) {
-    stream->unsent_bytes = weir__sys_unsent(stream->fd);
-    weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
-}
-
 int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *settings,
                      weir_stream **ret_stream) {
     if (loop->streams_open >= loop->max_streams)
@@ -129,7 +110,7 @@ int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_se
     weir_stream *stream = weir__alloc_zeroed(loop->allocator, sizeof *stream);
     if (stream == NULL)
         return -ENOMEM;
-    int r = weir__timeout_init(loop, &stream->timeout, timed_out);
+    int r = weir__timeout_init(loop, &stream->timeout, weir__stream_timed_out);
     if (r < 0) {
         weir__free(loop->allocator, stream, sizeof *stream);
         return r;
@@ -139,6 +120,9 @@ int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_se
     stream->fd = fd;
     stream->is_tcp = is_tcp;
     stream->settings = *settings;
+    stream->deadline = INT64_MAX;
+    stream->credit = (settings->flags & WEIR_STREAM_METERED) != 0 ? 0 : UINT64_MAX;
+    stream->last_flush = &stream->flushes;
     weir__op_init(&stream->in, weir__stream_input_done);
     weir__op_init(&stream->out, weir__stream_output_done);
     weir__loop_add(loop, &stream->actor, &verbs);
@@ -170,6 +154,7 @@ static void finish(weir_stream *stream) {
         set_state(stream, WEIR_STREAM_CLOSING); /* releases may call us: they can start nothing any more */
     weir__sendq_clear(&stream->staged, &loop->ranges);
     weir__sendq_clear(&stream->queue, &loop->ranges); /* releases external memory before on_close */
+    weir__stream_end_flushes(stream);
     weir__timeout_deinit(loop, &stream->timeout);
     if (stream->fd >= 0)
         weir__loop_close_fd(loop, stream->fd);
@@ -181,6 +166,7 @@ static void finish(weir_stream *stream) {
     loop->streams_open--;
     if (stream->listener != NULL)
         weir__listener_stream_ended(stream->listener);
+    weir__pipe_ended(stream);
     if (stream->callbacks != NULL && stream->callbacks->on_close != NULL)
         stream->callbacks->on_close(stream, stream->reason, stream->error, stream->userdata);
     if (stream->callbacks == NULL && loop->phase == WEIR__PHASE_CLOSING)
@@ -208,6 +194,7 @@ static void settle_failed(weir_stream *stream) {
             cut_off(stream);
         stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->in);
         stream->loop->backend->verbs->cancel(stream->loop->backend, &stream->out);
+        stream->deadline = INT64_MAX;
         weir__timeout_set(stream->loop, &stream->timeout, WEIR_NEVER);
     }
     if (!is_quiet(stream))
@@ -296,7 +283,10 @@ WEIR_API int weir_stream_start(weir_stream *stream, const weir_stream_callbacks 
         return stream->callbacks == NULL ? -ESHUTDOWN : WEIR__MISTAKE(-EALREADY, "started twice");
     stream->callbacks = callbacks;
     stream->userdata = userdata;
-    set_state(stream, stream->is_connected ? WEIR_STREAM_OPEN : WEIR_STREAM_CONNECTING);
+    if (stream->is_connected)
+        weir__stream_opened(stream);
+    else
+        set_state(stream, WEIR_STREAM_CONNECTING);
     weir__stream_mark(stream);
     return 0;
 }
@@ -311,7 +301,8 @@ WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
         return -EALREADY;
     if (stream->has_failed)
         return -ENOTCONN;
-    if (!stream->is_connected || stream->queue.bytes > 0 || !is_quiet(stream))
+    bool is_piped = stream->pipe_to != NULL || stream->pipe_from != NULL;
+    if (!stream->is_connected || stream->queue.bytes > 0 || is_piped || !is_quiet(stream))
         return -EBUSY;
     *ret_fd = stream->fd;
     stream->fd = -1;
@@ -414,5 +405,6 @@ WEIR_API int weir_stream_get_stats(const weir_stream *stream, weir_stream_stats 
     stats->queued_bytes = stream->queue.bytes;
     stats->queue_peak_bytes = stream->queue_peak_bytes;
     stats->staged_bytes = stream->staged.bytes;
+    stats->bytes_piped = stream->bytes_piped;
     return 0;
 }

@@ -3,8 +3,8 @@
 #define WEIR_SOCKET_STREAM_H
 
 /*
- * A stream inside: stream.c is its life, stream_input.c and stream_output.c its two directions, dial.c how it comes
- * to be.
+ * A stream inside: stream.c is its life, stream_input.c and stream_output.c its two directions, stream_write.c what the
+ * application queues, stream_time.c its deadlines, pipe.c two streams joined, dial.c how one comes to be.
  */
 
 #include "loop/loop.h"
@@ -14,14 +14,22 @@
 
 typedef struct weir__stream_settings {
     uint64_t queue_limit_bytes, queue_high_bytes, queue_low_bytes;
-    int64_t connect_timeout_ns, linger_timeout_ns;
-    uint32_t flags; /* WEIR_STREAM_* */
+    int64_t connect_timeout_ns, idle_timeout_ns, write_timeout_ns, linger_timeout_ns; /* or WEIR_NEVER */
+    uint32_t flags;                                                                   /* WEIR_STREAM_* */
 } weir__stream_settings;
 
 typedef struct weir__dialling {
     weir__address address; /* the kernel's to look at until the connect completes */
     int64_t deadline;
 } weir__dialling;
+
+/* Somebody waits for all that was queued by then to be taken. */
+typedef struct weir__flush {
+    struct weir__flush *next;
+    uint64_t position; /* of bytes_out */
+    weir_flush_fn function;
+    void *userdata;
+} weir__flush;
 
 struct weir_stream {
     weir__actor actor;
@@ -31,18 +39,26 @@ struct weir_stream {
     weir__op in, out;                       /* receive or watch; connect or send */
     weir__sendq queue;                      /* written, not yet taken by the kernel */
     weir__sendq staged;                     /* received, not yet delivered */
-    weir__timeout timeout;                  /* connect, then linger */
+    weir__timeout timeout;                  /* set by weir__stream_schedule() alone */
+    int64_t deadline;                       /* connecting, lingering, or INT64_MAX */
+    int64_t active_at;                      /* something came in or went out */
+    int64_t held_at;                        /* since when reading is held back; 0: it is not */
+    int64_t progress_at;                    /* something of the queue was taken, or it began to fill */
+    int64_t sampled_at;                     /* when unsent_bytes was asked for */
     const weir_stream_callbacks *callbacks; /* NULL until start */
     void *userdata;
     weir__dialling *dialling; /* while it connects */
     weir_listener *listener;  /* that accepted it, if it counts its streams; referenced */
+    weir_stream *pipe_to;     /* where its input goes; referenced */
+    weir_stream *pipe_from;   /* whose input comes here; referenced */
+    weir__flush *flushes, **last_flush;
     weir__stream_settings settings;
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */
     uint8_t reason; /* enum weir_close_reason, once it has one */
     int error;
     int output_error; /* the send failed; what has come in is still delivered before the stream fails */
-    int unsent_bytes; /* while it lingers: what the kernel held of ours when the timeout was set */
+    int unsent_bytes; /* what the kernel held of ours at sampled_at */
 
     bool is_tcp : 1;
     bool is_connected : 1;
@@ -52,14 +68,20 @@ struct weir_stream {
     bool is_end_told : 1;
     bool is_full_told : 1; /* a write said WEIR_WRITE_FULL: a drain is owed */
     bool wants_shutdown : 1;
-    bool is_shut : 1;     /* our half is ended */
-    bool wants_close : 1; /* weir_stream_close: graceful */
-    bool has_failed : 1;  /* to be ended without grace; reason and error say why */
-    bool is_reset : 1;    /* and what is under way is being taken back */
-    bool is_cut : 1;      /* and the connection is cut off, so that closing does not look like an end */
-    bool is_disowned : 1; /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_shut : 1;         /* our half is ended */
+    bool wants_close : 1;     /* weir_stream_close: graceful */
+    bool has_failed : 1;      /* to be ended without grace; reason and error say why */
+    bool is_reset : 1;        /* and what is under way is being taken back */
+    bool is_cut : 1;          /* and the connection is cut off, so that closing does not look like an end */
+    bool is_disowned : 1;     /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_corked : 1;       /* sends wait */
+    bool is_write_timed : 1;  /* the timeout looks at progress_at */
+    bool is_pipe_full : 1;    /* what comes by pipe rests until the queue has fallen to its low mark */
+    bool is_end_passed : 1;   /* its peer's end was passed on by the pipe */
+    bool is_input_capped : 1; /* the receive under way ends by itself when it has brought what was granted */
 
-    uint64_t bytes_in, bytes_out, bytes_copied, slices, queue_peak_bytes;
+    uint64_t credit; /* bytes that may still be delivered; UINT64_MAX: any number */
+    uint64_t bytes_in, bytes_out, bytes_copied, bytes_piped, slices, queue_peak_bytes;
 };
 
 /* Read options. 0; -EINVAL; -E2BIG. */
@@ -74,19 +96,56 @@ void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settin
 void weir__stream_fail(weir_stream *stream, int reason, int error);
 void weir__stream_mark(weir_stream *stream);
 
+/* ---- stream_time.c ---------------------------------------------------------------------------------- */
+
+void weir__stream_timed_out(weir__timeout *timeout);
+/* Find the next of its deadlines; to be called when one may have come nearer. */
+void weir__stream_schedule(weir_stream *stream);
+/* Connecting or ending must be over by then; WEIR_NEVER: no more. */
+void weir__stream_set_deadline(weir_stream *stream, int64_t delay_ns);
 /* The peer gets the linger timeout, from now on, for what it has not taken yet. */
 void weir__stream_linger(weir_stream *stream);
+/* It is open: idle time and the time of what is queued already begin. */
+void weir__stream_time_open(weir_stream *stream);
+/* The queue has begun to fill. */
+void weir__stream_time_write(weir_stream *stream);
+/* Is reading held back by us? Then the idle time stands still. */
+void weir__stream_hold_idle(weir_stream *stream, bool is_held);
+
+/* ---- the two directions ----------------------------------------------------------------------------- */
 
 /* The connection is there: CONNECTING becomes OPEN. */
 void weir__stream_opened(weir_stream *stream);
 
-/* The two directions: what stream.c settles, in this order. */
+/* What stream.c settles, in this order. */
 void weir__stream_settle_output(weir_stream *stream);
 void weir__stream_settle_input(weir_stream *stream);
 /* Somebody listens, and more may come. */
 bool weir__stream_is_reading(const weir_stream *stream);
 void weir__stream_input_done(weir__op *op, const weir__completion *completion);
 void weir__stream_output_done(weir__op *op, const weir__completion *completion);
+/* Tell those who wait for what has been taken by now; all of them, if it ends, and why. */
+void weir__stream_tell_flushed(weir_stream *stream);
+void weir__stream_end_flushes(weir_stream *stream);
+/* More ranges than this are too many in a queue, however few bytes they are. */
+uint32_t weir__stream_most_ranges(const weir_stream *stream);
+/* Is the queue above its high mark? */
+bool weir__stream_is_full(const weir_stream *stream);
+/* Something was queued. */
+void weir__stream_wrote(weir_stream *stream);
+
+/* ---- pipe.c ----------------------------------------------------------------------------------------- */
+
+/* May what @from receives go on to its pipe's other end now? */
+bool weir__pipe_is_open(const weir_stream *from);
+/* Pass a slice on. */
+void weir__pipe_forward(weir_stream *from, const weir_slice *slice);
+/* Pass @from's end on. Return: both directions are over. */
+bool weir__pipe_end(weir_stream *from);
+/* The queue of @to has fallen. */
+void weir__pipe_drained(weir_stream *to);
+/* @stream is over: so are its pipes, and who is at their other ends. */
+void weir__pipe_ended(weir_stream *stream);
 
 /* A call of the application: does the stream exist here, on this thread? 0; -EINVAL; -ECHILD; -EPERM. */
 int weir__stream_check(const weir_stream *stream);

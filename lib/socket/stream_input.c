@@ -4,30 +4,56 @@
 #include "socket/stream.h"
 
 /*
- * What comes in. While somebody listens a receive is armed; while nobody does, because the stream is paused, has no
- * on_data or its peer has ended, a watch is, so that a reset is noticed. What the kernel completed before it heard of a pause is staged, and
- * comes first when the pause is over.
+ * What comes in. While somebody listens a receive is armed; while nobody does, because the stream is paused, has nobody
+ * to tell, nothing more was granted or its peer has ended, a watch is, so that a reset is noticed. What the kernel
+ * completed before it heard of a pause, and what it brought beyond a grant, is staged, and comes first when somebody
+ * listens again.
  */
 
-/* Does the application want data now? */
+/* Does somebody want data now? */
 static bool is_listening(const weir_stream *stream) {
-    return stream->state == WEIR_STREAM_OPEN && stream->callbacks->on_data != NULL && !stream->is_paused &&
-           !stream->has_failed;
+    if (stream->state != WEIR_STREAM_OPEN || stream->is_paused || stream->has_failed || stream->credit == 0)
+        return false;
+    return stream->pipe_to != NULL ? weir__pipe_is_open(stream) : stream->callbacks->on_data != NULL;
 }
 
 bool weir__stream_is_reading(const weir_stream *stream) {
     return is_listening(stream) && !stream->has_ended;
 }
 
+/* Hand out no more than was granted. */
+static void deliver(weir_stream *stream, const weir_slice *slice) {
+    WEIR__ASSERT(slice->size <= stream->credit);
+    if (stream->credit != UINT64_MAX)
+        stream->credit -= slice->size;
+    if (stream->pipe_to != NULL)
+        weir__pipe_forward(stream, slice);
+    else
+        stream->callbacks->on_data(stream, slice, stream->userdata);
+}
+
+static void stage(weir_stream *stream, const weir_slice *slice) {
+    if (weir__sendq_add(&stream->staged, &stream->loop->ranges, stream->loop->pool, slice) < 0)
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, -ENOMEM); /* a gap would be worse than an end */
+}
+
 static void received(weir_stream *stream, const weir_slice *slice) {
     stream->slices++;
     stream->bytes_in += slice->size;
+    stream->active_at = stream->loop->now;
     if (stream->has_failed || stream->wants_close)
         return; /* dropped: nobody will hear of it */
-    if (WEIR__LIKELY(is_listening(stream) && stream->staged.first == NULL))
-        stream->callbacks->on_data(stream, slice, stream->userdata);
-    else if (weir__sendq_add(&stream->staged, &stream->loop->ranges, stream->loop->pool, slice) < 0)
-        weir__stream_fail(stream, WEIR_CLOSE_ERROR, -ENOMEM); /* a gap would be worse than an end */
+    if (WEIR__UNLIKELY(!is_listening(stream) || stream->staged.first != NULL)) {
+        stage(stream, slice);
+    } else if (WEIR__LIKELY(slice->size <= stream->credit)) {
+        deliver(stream, slice);
+    } else { /* the rest is staged first: the callback may grant more, and then it is the next */
+        size_t granted = (size_t)stream->credit;
+        stage(stream, &(weir_slice){ slice->data + granted, slice->size - granted, slice->owner });
+        if (!stream->has_failed)
+            deliver(stream, &(weir_slice){ slice->data, granted, slice->owner });
+        weir__stream_mark(stream);
+    }
 }
 
 /* A watch fired: the peer ended, which waits until somebody reads, or reset. */
@@ -47,11 +73,12 @@ void weir__stream_input_done(weir__op *op, const weir__completion *completion) {
             watched(stream, completion->result);
         return;
     }
-    if (completion->result != -ECANCELED && stream->output_error != 0)
+    bool goes_on = completion->result == -ECANCELED || completion->result == -EDQUOT;
+    if (!goes_on && stream->output_error != 0)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
     else if (completion->result == 0)
         stream->has_ended = true;
-    else if (completion->result != -ECANCELED)
+    else if (!goes_on)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, completion->result);
     weir__stream_mark(stream);
 }
@@ -59,8 +86,8 @@ void weir__stream_input_done(weir__op *op, const weir__completion *completion) {
 static void deliver_staged(weir_stream *stream) {
     weir__range_cache *cache = &stream->loop->ranges;
     weir_slice slice;
-    while (is_listening(stream) && weir__sendq_take(&stream->staged, cache, &slice)) {
-        stream->callbacks->on_data(stream, &slice, stream->userdata);
+    while (is_listening(stream) && weir__sendq_take_part(&stream->staged, cache, stream->credit, &slice)) {
+        deliver(stream, &slice);
         if (weir__loop_is_lost(stream->loop))
             return;
         weir__block_unref_by(slice.owner, cache->owner);
@@ -73,10 +100,18 @@ static void tell_end(weir_stream *stream) {
     if (!stream->has_ended || stream->is_end_told || !is_listening(stream) || stream->staged.first != NULL)
         return;
     stream->is_end_told = true;
+    bool is_pair = stream->pipe_to != NULL && stream->pipe_to->pipe_to == stream;
+    if (stream->pipe_to != NULL && weir__pipe_end(stream))
+        return; /* and with it the other direction: both are closing */
     if (stream->callbacks->on_end != NULL)
         stream->callbacks->on_end(stream, stream->userdata);
-    else
+    else if (!is_pair)
         (void)weir_stream_close(stream);
+}
+
+/* How much may be received: what was granted, less what waits already. */
+static uint64_t room(const weir_stream *stream) {
+    return stream->wants_close || stream->credit == UINT64_MAX ? 0 : stream->credit;
 }
 
 void weir__stream_settle_input(weir_stream *stream) {
@@ -88,7 +123,9 @@ void weir__stream_settle_input(weir_stream *stream) {
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
     if (stream->has_failed || !stream->is_connected)
         return;
-    if (!stream->has_ended && (stream->wants_close || is_listening(stream)))
+    bool is_wanted = is_listening(stream);
+    weir__stream_hold_idle(stream, !is_wanted && !stream->has_ended);
+    if (!stream->has_ended && (stream->wants_close || is_wanted))
         wish = WEIR__OP_RECEIVE;
     else if (stream->state == WEIR_STREAM_OPEN)
         wish = WEIR__OP_WATCH;
@@ -97,7 +134,7 @@ void weir__stream_settle_input(weir_stream *stream) {
     if (!weir__op_is_idle(&stream->in))
         verbs->cancel(stream->loop->backend, &stream->in); /* its last completion brings us here again */
     else if (wish == WEIR__OP_RECEIVE)
-        verbs->receive(stream->loop->backend, &stream->in, stream->fd);
+        verbs->receive(stream->loop->backend, &stream->in, stream->fd, room(stream));
     else if (wish == WEIR__OP_WATCH)
         verbs->watch(stream->loop->backend, &stream->in, stream->fd);
 }
@@ -117,4 +154,16 @@ WEIR_API int weir_stream_pause(weir_stream *stream) {
 
 WEIR_API int weir_stream_resume(weir_stream *stream) {
     return set_paused(stream, false);
+}
+
+WEIR_API int weir_stream_grant(weir_stream *stream, uint64_t bytes) {
+    int r = weir__stream_check(stream);
+    if (r < 0)
+        return r;
+    if ((stream->settings.flags & WEIR_STREAM_METERED) == 0)
+        return WEIR__MISTAKE(-EINVAL, "the stream is not metered");
+    uint64_t most = UINT64_MAX - 1;
+    stream->credit = bytes < most - stream->credit ? stream->credit + bytes : most;
+    weir__stream_mark(stream);
+    return 0;
 }

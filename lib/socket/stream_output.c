@@ -8,11 +8,6 @@
 
 enum { UNIX_RETRY_NS = 10 * 1000 * 1000 };
 
-/* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
-static uint32_t most_ranges(const weir_stream *stream) {
-    return (uint32_t)weir__min_u64(1024 + stream->settings.queue_limit_bytes / 256, UINT32_MAX);
-}
-
 static void connected(weir_stream *stream, int32_t result) {
     weir_loop *loop = stream->loop;
     if (result < 0) {
@@ -20,7 +15,7 @@ static void connected(weir_stream *stream, int32_t result) {
         return;
     }
     stream->is_connected = true;
-    weir__timeout_set(loop, &stream->timeout, WEIR_NEVER);
+    weir__stream_set_deadline(stream, WEIR_NEVER);
     if (stream->wants_close)
         weir__stream_linger(stream);
     weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
@@ -37,21 +32,28 @@ static void connect_unix(weir_stream *stream) {
         return;
     }
     int64_t left = stream->dialling->deadline - weir__loop_now(stream->loop);
-    weir__timeout_set(stream->loop, &stream->timeout, left < UNIX_RETRY_NS ? left > 0 ? left : 0 : UNIX_RETRY_NS);
+    weir__stream_set_deadline(stream, left < UNIX_RETRY_NS ? left > 0 ? left : 0 : UNIX_RETRY_NS);
 }
 
 static void taken(weir_stream *stream, uint32_t bytes) {
     weir_loop *loop = stream->loop;
     stream->bytes_out += bytes;
     loop->bytes_out += bytes;
+    stream->active_at = stream->progress_at = loop->now;
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
         weir__stream_linger(stream);
-    if (!stream->is_full_told || stream->queue.bytes > stream->settings.queue_low_bytes ||
-        stream->queue.count > most_ranges(stream) / 8)
+    if (stream->flushes != NULL)
+        weir__stream_tell_flushed(stream);
+    if (!(stream->is_full_told || stream->is_pipe_full) ||
+        stream->queue.bytes > stream->settings.queue_low_bytes ||
+        stream->queue.count > weir__stream_most_ranges(stream) / 8)
         return;
+    if (stream->is_pipe_full)
+        weir__pipe_drained(stream);
+    bool is_owed = stream->is_full_told;
     stream->is_full_told = false;
-    if (stream->state == WEIR_STREAM_OPEN && !stream->has_failed && stream->callbacks->on_drain != NULL)
+    if (is_owed && stream->state == WEIR_STREAM_OPEN && !stream->has_failed && stream->callbacks->on_drain != NULL)
         stream->callbacks->on_drain(stream, stream->userdata);
 }
 
@@ -62,7 +64,7 @@ static void broken(weir_stream *stream, int error) {
     bool is_gone = error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
     if (is_gone && weir__stream_is_reading(stream)) {
         stream->output_error = error;
-        weir__timeout_set(stream->loop, &stream->timeout, stream->settings.linger_timeout_ns);
+        weir__stream_set_deadline(stream, stream->settings.linger_timeout_ns);
     } else {
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, error);
     }
@@ -92,9 +94,16 @@ static void tell_open(weir_stream *stream) {
         stream->callbacks->on_open(stream, stream->userdata);
 }
 
+/* Is it better to wait for more to be written? */
+static bool is_held(const weir_stream *stream) {
+    return stream->is_corked && !stream->wants_shutdown && !weir__stream_is_full(stream);
+}
+
 void weir__stream_settle_output(weir_stream *stream) {
     weir__backend *backend = stream->loop->backend;
-    if (!weir__op_is_idle(&stream->out))
+    if (stream->flushes != NULL)
+        weir__stream_tell_flushed(stream);
+    if (!weir__op_is_idle(&stream->out) || stream->has_failed || weir__loop_is_lost(stream->loop))
         return;
     if (!stream->is_connected && stream->is_tcp) {
         const weir__address *address = &stream->dialling->address;
@@ -109,104 +118,11 @@ void weir__stream_settle_output(weir_stream *stream) {
     tell_open(stream);
     if (stream->has_failed || stream->state == WEIR_STREAM_UNSTARTED)
         return;
-    if (stream->queue.bytes > 0) {
+    if (stream->queue.bytes > 0 && !is_held(stream)) {
         backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue);
-    } else if (stream->wants_shutdown && !stream->is_shut && stream->output_error == 0) {
+    } else if (stream->queue.bytes == 0 && stream->wants_shutdown && !stream->is_shut &&
+               stream->output_error == 0) {
         stream->is_shut = true;
         (void)weir__sys_shutdown(stream->fd, SHUT_WR); /* of a connection that is gone: the receive tells */
     }
-}
-
-/* ---- the application -------------------------------------------------------------------------------- */
-
-/* Too much for now. What is queued will be sent, and then it is told that there is room. */
-static int refused(weir_stream *stream, int error) {
-    if (error == -ENOBUFS && stream->queue.bytes > 0)
-        stream->is_full_told = true;
-    return error;
-}
-
-/* May so much be queued? 0; -EPIPE; -ENOBUFS; as weir__stream_check(). */
-static int check_write(weir_stream *stream, const void *data, size_t size) {
-    int r = weir__stream_check(stream);
-    if (r < 0)
-        return r;
-    if (data == NULL && size > 0)
-        return WEIR__MISTAKE(-EINVAL, "no data");
-    if (stream->wants_shutdown || stream->has_failed || stream->output_error != 0 ||
-        stream->state >= WEIR_STREAM_CLOSING)
-        return -EPIPE;
-    uint64_t limit = stream->settings.queue_limit_bytes;
-    if (size > limit || stream->queue.bytes > limit - size || stream->queue.count >= most_ranges(stream))
-        return refused(stream, -ENOBUFS);
-    return 0;
-}
-
-/* Something was queued. */
-static int written(weir_stream *stream) {
-    if (stream->queue.bytes > stream->queue_peak_bytes)
-        stream->queue_peak_bytes = stream->queue.bytes;
-    weir__stream_mark(stream);
-    if (stream->queue.bytes <= stream->settings.queue_high_bytes && stream->queue.count <= most_ranges(stream) / 2)
-        return WEIR_WRITE_OK;
-    stream->is_full_told = true;
-    return WEIR_WRITE_FULL;
-}
-
-WEIR_API int weir_stream_write(weir_stream *stream, const void *data, size_t size) {
-    int r = check_write(stream, data, size);
-    if (r < 0 || size == 0)
-        return r;
-    r = weir__sendq_copy(&stream->queue, &stream->loop->ranges, stream->loop->pool, data, size);
-    if (r < 0)
-        return refused(stream, r);
-    stream->bytes_copied += size;
-    return written(stream);
-}
-
-WEIR_API int weir_stream_write_slice(weir_stream *stream, const weir_slice *slice) {
-    if (slice == NULL)
-        return WEIR__MISTAKE(-EINVAL, "no slice");
-    if (slice->owner == NULL)
-        return weir_stream_write(stream, slice->data, slice->size);
-    int r = check_write(stream, slice->data, slice->size);
-    if (r < 0 || slice->size == 0)
-        return r;
-    r = weir__sendq_add(&stream->queue, &stream->loop->ranges, stream->loop->pool, slice);
-    if (r < 0)
-        return r;
-    stream->bytes_copied += (uint64_t)r;
-    return written(stream);
-}
-
-WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
-                                        weir_release_fn release, void *userdata) {
-    weir_slice slice;
-    int r = check_write(stream, data, size);
-    if (r < 0)
-        return r;
-    if (size == 0)
-        return WEIR__MISTAKE(-EINVAL, "no data");
-    r = weir_slice_wrap(stream->loop->pool, data, size, NULL, NULL, &slice);
-    if (r < 0)
-        return r;
-    weir__external_block *block = WEIR__CONTAINER(slice.owner, weir__external_block, block);
-    r = weir__sendq_push(&stream->queue, &stream->loop->ranges, &slice);
-    if (r >= 0) { /* from here on it will run, and not before */
-        block->release = release;
-        block->userdata = userdata;
-    }
-    weir_slice_unref(&slice); /* the queue has its own */
-    return r < 0 ? r : written(stream);
-}
-
-WEIR_API int weir_stream_shutdown(weir_stream *stream) {
-    int r = weir__stream_check(stream);
-    if (r < 0)
-        return r;
-    if (stream->has_failed || stream->state >= WEIR_STREAM_CLOSING)
-        return -EPIPE;
-    stream->wants_shutdown = true;
-    weir__stream_mark(stream);
-    return 0;
 }

@@ -398,10 +398,12 @@ static void socket_options_are_as_the_flags_say(void **state) {
 static void options_that_make_no_sense_are_refused(void **state) {
     test_fixture *f = *state;
     static const weir_stream_options bad[] = {
-        { .size = sizeof *bad, .flags = 1 },
+        { .size = sizeof *bad, .flags = 8 },
         { .size = sizeof *bad, .flags = 1U << 31 },
         { .size = sizeof *bad, .reserved = 1 },
         { .size = sizeof *bad, .connect_timeout_ns = -2 },
+        { .size = sizeof *bad, .idle_timeout_ns = -2 },
+        { .size = sizeof *bad, .write_timeout_ns = -2 },
         { .size = sizeof *bad, .linger_timeout_ns = -2 },
         { .size = sizeof *bad, .queue_limit_bytes = 1000, .queue_high_bytes = 1001 },
         { .size = sizeof *bad, .queue_high_bytes = 1000, .queue_low_bytes = 1001 },

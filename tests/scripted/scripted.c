@@ -63,8 +63,9 @@ static struct {
 
     bool is_fd_open[MAX_FDS];
     unsigned fd_count;
-    int peek, unsent;
-    unsigned peeks;
+    int peek, unsent, receive_result;
+    const uint8_t *receive_data;
+    unsigned peeks, receives;
     _Atomic(unsigned) signals, mappings;
     int64_t now;
 } script;
@@ -80,7 +81,7 @@ void script_begin(void) {
     script.kernel = 6U << 16 | 18U << 8;
     script.refused_entries = UINT32_MAX;
     script.now = 1000000000;
-    script.peek = -EAGAIN;
+    script.peek = script.receive_result = -EAGAIN;
     script.entries = calloc(MAX_ENTRIES, sizeof(script_entry *));
     script.completions = calloc(MAX_COMPLETIONS, sizeof *script.completions);
 }
@@ -637,6 +638,27 @@ unsigned script_peeks(void) {
 
 void script_set_unsent(int bytes) {
     script.unsent = bytes;
+}
+
+void script_set_receive(const void *data, int result) {
+    script.receive_data = data;
+    script.receive_result = result;
+}
+
+unsigned script_receives(void) {
+    return script.receives;
+}
+
+int weir__sys_receive(int fd, void *data, size_t size) {
+    int r = check_fd(fd);
+    script.receives++;
+    if (r < 0 || script.receive_result <= 0)
+        return r < 0 ? r : script.receive_result;
+    r = (size_t)script.receive_result < size ? script.receive_result : (int)size;
+    memcpy(data, script.receive_data, (size_t)r);
+    script.receive_data += r;
+    script.receive_result = script.receive_result > r ? script.receive_result - r : -EAGAIN;
+    return r;
 }
 
 int weir__sys_unsent(int fd) {

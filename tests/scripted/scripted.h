@@ -135,6 +135,9 @@ uint64_t script_mapped(void);
 
 unsigned script_fds_open(void);
 /* What a look at any socket says from now on: 1, 0 (its peer has ended), -errno. At first -EAGAIN. */
+/* What weir__sys_receive() brings: @result bytes of @data, as they are asked for, and then -EAGAIN; 0; -errno. */
+void script_set_receive(const void *data, int result);
+unsigned script_receives(void); /* how often it was called */
 void script_set_peek(int result);
 unsigned script_peeks(void);
 /* What every socket says that its peer has not taken yet; at first 0. */

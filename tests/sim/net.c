@@ -324,6 +324,22 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
 }
 
+int weir__sys_receive(int fd, void *data, size_t size) {
+    sim_socket *socket = sim_socket_of(fd);
+    sim_require(socket != NULL && socket->kind == SIM_STREAM, "a receive on descriptor %d, which is no stream",
+                fd);
+    sim_require(size > 0, "a receive of nothing");
+    size_t most = sim_readable(socket) < size ? sim_readable(socket) : size;
+    if (most > 1 && sim_fault(SIM_SPLIT))
+        most = 1 + (size_t)sim_random(most - 1);
+    sim_take(socket, data, most);
+    if (most > 0)
+        return (int)most;
+    if (socket->is_reset && socket->has_error && !socket->ended_first)
+        return sim_take_error(socket);
+    return socket->has_ended ? 0 : -EAGAIN;
+}
+
 int weir__sys_unsent(int fd) {
     const sim_socket *socket = sim_socket_of(fd);
     return socket == NULL ? -EBADF : socket->other == NULL ? 0 : (int)sim_readable(socket->other);

@@ -334,7 +334,8 @@ static void on_end(weir_stream *stream, void *userdata) {
     check_alive(c, "on_end");
     sim_require(!c->end_told, "on_end twice");
     sim_require(!c->is_paused && !c->is_closing, "on_end while paused, or after close");
-    sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
+    sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset),
+                "connection %llu: an end that the peer did not send", (unsigned long long)c->number);
     sim_require(!c->is_dialled || c->open_told, "an end before it is open");
     sim_require(c->app_read == c->peer_wrote, "connection %llu: the end came after %llu of %llu bytes",
                 (unsigned long long)c->number, (unsigned long long)c->app_read, (unsigned long long)c->peer_wrote);

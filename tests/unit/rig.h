@@ -207,7 +207,7 @@ static inline void rig_cancel_and_close(owner *owners, unsigned count) {
 
 /* Start a receive and have it submitted. */
 static inline script_entry *rig_receive(owner *o, int fd) {
-    r.backend->verbs->receive(r.backend, &o->op, fd);
+    r.backend->verbs->receive(r.backend, &o->op, fd, 0);
     rig_submit();
     return script_expect(IORING_OP_RECV, fd);
 }
