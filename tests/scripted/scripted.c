@@ -63,9 +63,9 @@ static struct {
 
     bool is_fd_open[MAX_FDS];
     unsigned fd_count;
-    int peek, unsent, receive_result;
+    int peek, unsent, backlog, receive_result;
     const uint8_t *receive_data;
-    unsigned peeks, receives;
+    unsigned peeks, receives, connects, shutdowns;
     _Atomic(unsigned) signals, mappings;
     int64_t now;
 } script;
@@ -575,18 +575,32 @@ int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length) {
 }
 
 int weir__sys_listen(int fd, int backlog) {
-    (void)backlog;
+    script.backlog = backlog;
     return check_fd(fd);
 }
 
 int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) {
     (void)address, (void)length;
-    return check_fd(fd);
+    int r = check_fd(fd);
+    script.connects++;
+    return r < 0 ? r : fault(SCRIPT_CONNECT);
 }
 
 int weir__sys_shutdown(int fd, int how) {
-    (void)how;
+    script.shutdowns += how == SHUT_WR;
     return check_fd(fd);
+}
+
+int script_backlog(void) {
+    return script.backlog;
+}
+
+unsigned script_connects(void) {
+    return script.connects;
+}
+
+unsigned script_shutdowns(void) {
+    return script.shutdowns;
 }
 
 int weir__sys_setsockopt(int fd, int level, int name, int value) {
@@ -596,7 +610,7 @@ int weir__sys_setsockopt(int fd, int level, int name, int value) {
 
 int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     (void)level;
-    *ret_value = name == SO_TYPE ? SOCK_STREAM : 0;
+    *ret_value = name == SO_TYPE ? SOCK_STREAM : name == SO_DOMAIN ? AF_INET : 0;
     return check_fd(fd);
 }
 

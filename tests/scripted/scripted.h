@@ -35,6 +35,7 @@ enum script_call {
     SCRIPT_EVENTFD,
     SCRIPT_SOCKETPAIR,
     SCRIPT_SEND,
+    SCRIPT_CONNECT, /* connect(2), which is no request of the ring */
     SCRIPT_MAP,
     SCRIPT_CALLS
 };
@@ -142,7 +143,10 @@ void script_set_peek(int result);
 unsigned script_peeks(void);
 /* What every socket says that its peer has not taken yet; at first 0. */
 void script_set_unsent(int bytes);
-unsigned script_signals(void);  /* of eventfds */
-unsigned script_mappings(void); /* pages that are not inherited, still mapped */
+int script_backlog(void);        /* of the last listen(2) */
+unsigned script_connects(void);  /* calls of connect(2) */
+unsigned script_shutdowns(void); /* of one half, SHUT_WR */
+unsigned script_signals(void);   /* of eventfds */
+unsigned script_mappings(void);  /* pages that are not inherited, still mapped */
 
 #endif
