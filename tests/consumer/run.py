@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Builds tests/consumer as a stranger would, and runs it: with weir as a Meson subproject, and with an installed weir
-found by pkg-config, shared and static.
+"""Builds tests/consumer as a stranger would, and runs it: with weir as a Meson subproject, and with an installed weir,
+shared and static, that Meson finds, or a Makefile by pkg-config, or a compiler that is told no more than where it is.
 
     run.py SOURCE_ROOT MESON
 
@@ -46,11 +46,15 @@ def case(name, function, *arguments):
             print(f"# {line}", flush=True)
 
 
+def new_project(directory):
+    directory.mkdir()
+    for name in ("meson.build", "consumer.c"):
+        shutil.copy(consumer / name, directory)
+
+
 def subproject(scratch):
     project, build = scratch / "project", scratch / "project/build"
-    project.mkdir()
-    for name in ("meson.build", "consumer.c"):
-        shutil.copy(consumer / name, project)
+    new_project(project)
     (project / "subprojects").mkdir()
     (project / "subprojects/weir").symlink_to(root)
     run([*meson, "setup", build, project])
@@ -78,20 +82,44 @@ def installed_files(prefix):
         raise Failed(f"too much: {sorted(found - wanted)}\ntoo little: {sorted(wanted - found)}")
 
 
-def against_installed(scratch, prefix, static):
-    environment = dict(os.environ)
-    paths = [str(prefix / "lib/pkgconfig"), environment.get("PKG_CONFIG_PATH", "")]
-    environment["PKG_CONFIG_PATH"] = ":".join(p for p in paths if p)
-    asked = ["pkg-config", *(["--static"] if static else []), "--cflags", "--libs", "weir"]
-    flags = run(asked, env=environment).split()
-    program = scratch / ("static" if static else "shared")
-    if static:  # both are installed: say which
-        flags = ["-l:libweir.a" if flag == "-lweir" else flag for flag in flags]
-    run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", consumer / "consumer.c", *flags, "-o", program])
+def finding(prefix):
+    paths = [str(prefix / "lib/pkgconfig"), os.environ.get("PKG_CONFIG_PATH", "")]
+    return {**os.environ, "PKG_CONFIG_PATH": ":".join(p for p in paths if p)}
+
+
+def run_linked(program, prefix, static):
     linked = "libweir.so.0" in run(["readelf", "-d", program])
     if linked == static:
         raise Failed(f"linked to libweir.so.0: {linked}")
-    run([program], timeout=30, env={**os.environ, "LD_LIBRARY_PATH": str(prefix / "lib")})
+    found = {} if static else {"LD_LIBRARY_PATH": str(prefix / "lib")}
+    run([program], timeout=30, env={**os.environ, **found})
+
+
+def compile_consumer(program, flags):
+    run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", consumer / "consumer.c", *flags, "-o", program])
+
+
+def by_meson(scratch, prefix, static):
+    project = scratch / ("meson-static" if static else "meson-shared")
+    new_project(project)
+    run([*meson, "setup", project / "build", project, f"-Dprefer_static={str(static).lower()}"], env=finding(prefix))
+    run(["ninja", "-C", project / "build"])
+    run_linked(project / "build/consumer", prefix, static)
+
+
+def by_pkg_config(scratch, prefix, static):
+    asked = ["pkg-config", *(["--static"] if static else []), "--cflags", "--libs", "weir"]
+    flags = run(asked, env=finding(prefix)).split()
+    if static:  # both are installed: say which
+        flags = ["-l:libweir.a" if flag == "-lweir" else flag for flag in flags]
+    program = scratch / ("static" if static else "shared")
+    compile_consumer(program, flags)
+    run_linked(program, prefix, static)
+
+
+def by_hand(scratch, prefix):
+    compile_consumer(scratch / "by-hand", [f"-I{prefix}/include", f"-L{prefix}/lib", "-lweir"])
+    run_linked(scratch / "by-hand", prefix, False)
 
 
 with tempfile.TemporaryDirectory(prefix="weir-consumer-") as directory:
@@ -100,7 +128,10 @@ with tempfile.TemporaryDirectory(prefix="weir-consumer-") as directory:
     case("subproject_builds_and_runs", subproject, scratch)
     case("library_installs", install, scratch, prefix)
     case("just_the_wanted_files_are_installed", installed_files, prefix)
-    case("program_with_the_shared_library_runs", against_installed, scratch, prefix, False)
-    case("program_with_the_static_library_runs", against_installed, scratch, prefix, True)
+    for static in (False, True):
+        kind = "static" if static else "shared"
+        case(f"meson_finds_the_{kind}_library", by_meson, scratch, prefix, static)
+        case(f"pkg_config_finds_the_{kind}_library", by_pkg_config, scratch, prefix, static)
+    case("the_shared_library_needs_nothing_said_of_what_it_needs", by_hand, scratch, prefix)
 print(f"1..{count}")
 sys.exit(1 if failed else 0)
