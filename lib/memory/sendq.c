@@ -12,7 +12,7 @@ struct weir__range_slab {
     weir__range ranges[SLAB_RANGES];
 };
 
-static weir__range *range_take(weir__range_cache *cache) {
+weir__range *weir__range_take(weir__range_cache *cache) {
     if (cache->free == NULL) {
         weir__range_slab *slab = weir__alloc(cache->allocator, sizeof *slab);
         if (slab == NULL)
@@ -29,7 +29,7 @@ static weir__range *range_take(weir__range_cache *cache) {
     return range;
 }
 
-static void range_give(weir__range_cache *cache, weir__range *range) {
+void weir__range_give(weir__range_cache *cache, weir__range *range) {
     range->next = cache->free;
     cache->free = range;
 }
@@ -43,15 +43,18 @@ void weir__range_cache_deinit(weir__range_cache *cache) {
     cache->free = NULL;
 }
 
-static void append(weir__sendq *queue, weir__range *range) {
-    range->next = NULL;
-    if (queue->last != NULL)
-        queue->last->next = range;
-    else
-        queue->first = range;
-    queue->last = range;
+void weir__sendq_insert(weir__sendq *queue, weir__range *before, weir__range *range) {
+    weir__range **at = before != NULL ? &before->next : &queue->first;
+    range->next = *at;
+    *at = range;
+    if (queue->last == before)
+        queue->last = range;
     queue->count++;
     queue->bytes += range->size;
+}
+
+static void append(weir__sendq *queue, weir__range *range) {
+    weir__sendq_insert(queue, queue->last, range);
 }
 
 static void grow_last(weir__sendq *queue, size_t size) {
@@ -79,7 +82,7 @@ int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_sl
         grow_last(queue, slice->size); /* the range's one reference holds these bytes as well */
         return 0;
     }
-    weir__range *range = range_take(cache);
+    weir__range *range = weir__range_take(cache);
     if (range == NULL)
         return -ENOMEM;
     *range = (weir__range){ .data = slice->data, .size = slice->size, .owner = slice->owner };
@@ -88,13 +91,13 @@ int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_sl
     return 0;
 }
 
-/* Room behind the last range, if it ends a block that copied writes made: nobody else writes there. */
-static size_t room_behind(const weir__sendq *queue, weir__heap_block **ret_block) {
-    const weir__range *last = queue->last;
-    if (last == NULL || last->owner->kind != WEIR__BLOCK_HEAP)
+/* Who ends where the block does may go on there, on the thread of the block's loop: nobody else writes. (Chains show their
+ * blocks to the application, which may have a part of one sent by another loop.) */
+size_t weir__range_room(const weir__range *range, const void *owner, weir__heap_block **ret_block) {
+    if (range->owner->kind != WEIR__BLOCK_HEAP || weir__pool_owner(range->owner->pool) != owner)
         return 0;
-    weir__heap_block *block = WEIR__CONTAINER(last->owner, weir__heap_block, block);
-    if (last->data + last->size != weir__heap_block_data(block) + block->used)
+    weir__heap_block *block = WEIR__CONTAINER(range->owner, weir__heap_block, block);
+    if (range->data + range->size != weir__heap_block_data(block) + block->used)
         return 0;
     *ret_block = block;
     return block->block.capacity - block->used;
@@ -103,7 +106,8 @@ static size_t room_behind(const weir__sendq *queue, weir__heap_block **ret_block
 int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data,
                      size_t size) {
     weir__heap_block *tail = NULL, *fresh = NULL;
-    size_t room = room_behind(queue, &tail), behind = size < room ? size : room, rest = size - behind;
+    size_t room = queue->last != NULL ? weir__range_room(queue->last, cache->owner, &tail) : 0;
+    size_t behind = size < room ? size : room, rest = size - behind;
     if (rest > 0) { /* all that can fail comes first */
         size_t least = queue->bytes > 0 ? COPY_NEXT_BYTES : COPY_FIRST_BYTES;
         int r = weir__heap_block_new(pool, rest > least ? rest : least, &fresh);
@@ -115,7 +119,7 @@ int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *po
         }
         if (r < 0)
             return r;
-        weir__range *range = range_take(cache);
+        weir__range *range = weir__range_take(cache);
         if (range == NULL) {
             weir__block_unref_shared(&fresh->block);
             return -ENOMEM;
@@ -141,6 +145,36 @@ int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *po
     return 0;
 }
 
+/* As it was before something was appended. */
+static void shorten(weir__sendq *queue, weir__range_cache *cache, const weir__sendq *before, size_t last_size) {
+    weir__sendq rest = { .first = before->last != NULL ? before->last->next : queue->first };
+    *queue = *before;
+    if (queue->last != NULL) {
+        queue->last->next = NULL;
+        queue->last->size = last_size;
+    }
+    weir__sendq_clear(&rest, cache);
+}
+
+int weir__sendq_join(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir__range *range,
+                     uint64_t bytes, uint64_t *ret_copied) {
+    const weir__sendq before = *queue;
+    size_t last_size = before.last != NULL ? before.last->size : 0;
+    uint64_t copied = 0;
+    for (; bytes > 0; range = range->next) {
+        weir_slice slice = { range->data, (size_t)weir__min_u64(range->size, bytes), range->owner };
+        int r = weir__sendq_add(queue, cache, pool, &slice);
+        if (r < 0) {
+            shorten(queue, cache, &before, last_size);
+            return r;
+        }
+        copied += (uint64_t)r;
+        bytes -= slice.size;
+    }
+    *ret_copied = copied;
+    return 0;
+}
+
 unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, unsigned max, size_t limit_bytes) {
     unsigned count = 0;
     for (const weir__range *range = queue->first; range != NULL && count < max && limit_bytes > 0;
@@ -162,7 +196,7 @@ bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *
     queue->count--;
     queue->bytes -= range->size;
     *ret_slice = (weir_slice){ range->data, range->size, range->owner };
-    range_give(cache, range);
+    weir__range_give(cache, range);
     return true;
 }
 

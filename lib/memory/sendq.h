@@ -32,6 +32,11 @@ typedef struct weir__range_cache {
 } weir__range_cache;
 
 void weir__range_cache_deinit(weir__range_cache *cache);
+/* NULL: no memory. */
+weir__range *weir__range_take(weir__range_cache *cache);
+void weir__range_give(weir__range_cache *cache, weir__range *range);
+/* How many bytes may be written behind a range, into the block that it then has more of; @owner: the loop's key. */
+size_t weir__range_room(const weir__range *range, const void *owner, weir__heap_block **ret_block);
 
 /* bytes = sum of the sizes; count = number of ranges; both 0 when first is NULL. */
 typedef struct weir__sendq {
@@ -47,6 +52,11 @@ int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_sl
 int weir__sendq_add(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir_slice *slice);
 /* Append a copy; small ones share a block. All or nothing. 0; -ENOMEM; -ENOBUFS. */
 int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const void *data, size_t size);
+/* Append the first @bytes of ranges that are another's, each as by weir__sendq_add(). All or nothing. 0; -ENOMEM. */
+int weir__sendq_join(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir__range *range,
+                     uint64_t bytes, uint64_t *ret_copied);
+/* Put a range in behind another one; NULL: at the front. */
+void weir__sendq_insert(weir__sendq *queue, weir__range *before, weir__range *range);
 /* The first bytes of the queue as vectors, at most @max of them and @limit_bytes. Return: how many. */
 unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, unsigned max, size_t limit_bytes);
 /* Drop @bytes from the front. */
