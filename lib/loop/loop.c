@@ -50,6 +50,46 @@ static unsigned settle(weir_loop *loop) {
     return count;
 }
 
+void weir__loop_add_holder(weir_loop *loop, weir__holder *holder, const weir__holder_verbs *verbs) {
+    holder->verbs = verbs;
+    weir__list_init(&holder->untidy);
+    weir__list_append(&loop->holders, &holder->member);
+}
+
+void weir__loop_remove_holder(weir__holder *holder) {
+    weir__list_remove(&holder->untidy);
+    weir__list_remove(&holder->member);
+}
+
+void weir__loop_set_untidy(weir_loop *loop, weir__holder *holder, bool is_untidy) {
+    if (!is_untidy)
+        weir__list_remove(&holder->untidy);
+    else if (!weir__link_is_listed(&holder->untidy) && weir__link_is_listed(&holder->member))
+        weir__list_append(&loop->untidy, &holder->untidy);
+}
+
+/* No callback comes of it, so nothing is added meanwhile. Where there is no memory to tidy one, the others would fare no
+ * better: they have their turn in the next one, and this one after them. */
+static void tidy(weir_loop *loop) {
+    weir__link *link;
+    int r = 0;
+    while (r >= 0 && (link = weir__list_take_first(&loop->untidy)) != NULL) {
+        weir__holder *holder = WEIR__CONTAINER(link, weir__holder, untidy);
+        r = holder->verbs->tidy(holder);
+        if (r < 0)
+            weir__list_append(&loop->untidy, link);
+    }
+}
+
+static void part_from_holders(weir_loop *loop) {
+    weir__link *link;
+    while ((link = weir__list_take_first(&loop->holders)) != NULL) {
+        weir__holder *holder = WEIR__CONTAINER(link, weir__holder, member);
+        weir__list_remove(&holder->untidy);
+        holder->verbs->part(holder);
+    }
+}
+
 void weir__loop_unstall(weir_loop *loop) {
     weir__link *link;
     while ((link = weir__list_take_first(&loop->stalled)) != NULL) {
@@ -129,6 +169,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     unsigned count = settle(loop);
     if (weir__loop_is_lost(loop))
         return -ECHILD;
+    tidy(loop);
     int64_t next = weir__heap_next(&loop->timers), sleep_ns = LONGEST_SLEEP_NS;
     if (timeout_ns >= 0 && timeout_ns < sleep_ns)
         sleep_ns = timeout_ns;
@@ -157,6 +198,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
         tell_pressure(loop);
     if (weir__loop_is_lost(loop))
         return -ECHILD;
+    tidy(loop);
     if (loop->now - loop->ticked >= TICK_NS) {
         loop->ticked = loop->now;
         verbs->tick(loop->backend);
@@ -409,6 +451,8 @@ int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tu
     weir__list_init(&loop->actors);
     weir__list_init(&loop->kept);
     weir__list_init(&loop->stalled);
+    weir__list_init(&loop->holders);
+    weir__list_init(&loop->untidy);
     r = init(loop, &options, tuning);
     if (r < 0) {
         (void)refused(&options, r, loop->reason);
@@ -452,8 +496,9 @@ WEIR_API int weir_loop_close(weir_loop *loop) {
         return r;
     loop->phase = WEIR__PHASE_CLOSING;
     loop->now = weir__sys_now();
-    /* Timers first: from the moment that posts are refused, another thread frees a timer without telling us. */
+    /* Timers and chains first: from the moment that posts are refused, another thread frees one without telling us. */
     weir__loop_stop_timers(loop);
+    part_from_holders(loop);
     weir__heap_remove(&loop->timers, &loop->grace.node);
     weir__loop_refuse_posts(loop);
     if (weir__loop_is_lost(loop))

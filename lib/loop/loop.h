@@ -11,7 +11,10 @@
  * call needs the kernel, none calls back, several changes in one turn cost one operation, and any callback may
  * call anything.
  *
- *   turn = settle what is marked; submit and sleep; deliver completions; fire timers; run posts; settle
+ * Holders have bytes of streams beyond their callbacks. Once a turn's callbacks are over, and before the loop sleeps,
+ * those that have changed are tidied: they may pin a whole buffer with a few bytes no longer than that.
+ *
+ *   turn = settle what is marked, tidy; submit and sleep; deliver completions; fire timers; run posts; settle, tidy
  */
 
 #include "backend/backend.h"
@@ -40,6 +43,22 @@ struct weir__actor {
     const weir__actor_verbs *verbs;
     weir__link marked; /* loop.marked, while there is something to settle; loop.kept, once it has ended */
     weir__link member; /* loop.actors, until it has ended */
+};
+
+/* Something that holds what streams have received: a chain. */
+typedef struct weir__holder weir__holder;
+
+typedef struct weir__holder_verbs {
+    /* Pin less, without calling back. 0; -errno: it tries again in the next turn. */
+    int (*tidy)(weir__holder *holder);
+    /* The loop closes: from here on the holder is on its own, and any thread may free it. */
+    void (*part)(weir__holder *holder);
+} weir__holder_verbs;
+
+struct weir__holder {
+    const weir__holder_verbs *verbs;
+    weir__link untidy; /* loop.untidy, while there may be something to tidy */
+    weir__link member; /* loop.holders, until the loop's close */
 };
 
 /* An actor that waits for a descriptor to become free. */
@@ -82,6 +101,8 @@ struct weir_loop {
     weir__link actors;   /* weir__actor.member */
     weir__link kept;     /* weir__actor.marked */
     weir__link stalled;  /* weir__stall.link */
+    weir__link holders;  /* weir__holder.member */
+    weir__link untidy;   /* weir__holder.untidy */
     weir__heap timers;   /* weir__timeout.node */
     weir__timeout grace; /* of drain */
     weir__range_cache ranges;
@@ -133,6 +154,11 @@ void weir__loop_remove(weir_loop *loop, weir__actor *actor);
 void weir__loop_mark(weir_loop *loop, weir__actor *actor);
 /* It was removed by the loop's close, and its owner was not told: its memory stays until the last callback is over. */
 void weir__loop_keep(weir_loop *loop, weir__actor *actor);
+
+void weir__loop_add_holder(weir_loop *loop, weir__holder *holder, const weir__holder_verbs *verbs);
+void weir__loop_remove_holder(weir__holder *holder);
+/* It has changed: tidy it at the end of the turn, or not. */
+void weir__loop_set_untidy(weir_loop *loop, weir__holder *holder, bool is_untidy);
 
 /* A timeout has a place promised from init to deinit, so that setting it cannot fail. 0; -ENOMEM. */
 int weir__timeout_init(weir_loop *loop, weir__timeout *timeout, void (*fire)(weir__timeout *timeout));

@@ -44,8 +44,9 @@ static void drop_range(weir__chain *chain, weir__range *range) {
 }
 
 void weir__chain_release(weir__chain *chain) {
+    const uint32_t generation = weir__pool_generation(chain->pool);
     weir__range *range;
-    while ((range = chain->late) != NULL) {
+    while (!weir__fork_is_child(generation) && (range = chain->late) != NULL) { /* a release function may fork */
         weir_block *owner = range->owner;
         chain->late = range->next;
         if (chain->cache != NULL)

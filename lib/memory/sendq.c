@@ -145,27 +145,15 @@ int weir__sendq_copy(weir__sendq *queue, weir__range_cache *cache, weir_pool *po
     return 0;
 }
 
-/* As it was before something was appended. */
-static void shorten(weir__sendq *queue, weir__range_cache *cache, const weir__sendq *before, size_t last_size) {
-    weir__sendq rest = { .first = before->last != NULL ? before->last->next : queue->first };
-    *queue = *before;
-    if (queue->last != NULL) {
-        queue->last->next = NULL;
-        queue->last->size = last_size;
-    }
-    weir__sendq_clear(&rest, cache);
-}
-
 int weir__sendq_join(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir__range *range,
                      uint64_t bytes, uint64_t *ret_copied) {
-    const weir__sendq before = *queue;
-    size_t last_size = before.last != NULL ? before.last->size : 0;
+    weir__sendq_mark mark = weir__sendq_get_mark(queue);
     uint64_t copied = 0;
     for (; bytes > 0; range = range->next) {
         weir_slice slice = { range->data, (size_t)weir__min_u64(range->size, bytes), range->owner };
         int r = weir__sendq_add(queue, cache, pool, &slice);
         if (r < 0) {
-            shorten(queue, cache, &before, last_size);
+            weir__sendq_rewind(queue, cache, &mark);
             return r;
         }
         copied += (uint64_t)r;
@@ -243,7 +231,7 @@ void weir__sendq_rewind(weir__sendq *queue, weir__range_cache *cache, const weir
     while (range != NULL) {
         weir__range *next = range->next;
         weir_block *owner = range->owner;
-        range_give(cache, range);
+        weir__range_give(cache, range);
         weir__block_unref_by(owner, cache->owner);
         range = next;
     }

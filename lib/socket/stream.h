@@ -133,6 +133,8 @@ uint32_t weir__stream_most_ranges(const weir_stream *stream);
 bool weir__stream_is_full(const weir_stream *stream);
 /* Something was queued. */
 void weir__stream_wrote(weir_stream *stream);
+/* Queue the first @bytes of ranges that are another's, all or nothing; returns as weir_stream_write_slice(). */
+int weir__stream_write_ranges(weir_stream *stream, const weir__range *ranges, uint64_t bytes);
 
 /* ---- pipe.c ----------------------------------------------------------------------------------------- */
 

@@ -119,6 +119,18 @@ WEIR_API int weir_stream_writev(weir_stream *stream, const weir_slice *slices, s
     return written(stream);
 }
 
+int weir__stream_write_ranges(weir_stream *stream, const weir__range *ranges, uint64_t bytes) {
+    uint64_t copied;
+    int r = check_write(stream, bytes, 1);
+    if (r < 0 || bytes == 0)
+        return r;
+    r = weir__sendq_join(&stream->queue, &stream->loop->ranges, stream->loop->pool, ranges, bytes, &copied);
+    if (r < 0)
+        return r;
+    stream->bytes_copied += copied;
+    return written(stream);
+}
+
 WEIR_API int weir_stream_write_external(weir_stream *stream, const void *data, size_t size,
                                         weir_release_fn release, void *userdata) {
     weir_slice slice;

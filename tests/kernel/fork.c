@@ -26,6 +26,7 @@ typedef struct household {
     peer p;
     weir_timer *timer;
     weir_slice held, made;
+    weir_chain *chain; /* both of them */
     unsigned ticks;
     int report[2], hold[2]; /* pipes: what the child says; the child lives until this one is closed */
     pid_t child;
@@ -75,9 +76,14 @@ static void move_in(household *h) {
     test_ok(weir_timer_start(h->timer, 1 * MS, 1 * MS));
     test_ok(weir_slice_copy(weir_loop_get_pool(h->f.loop), "made", 4, &h->made));
     RUN_UNTIL(&h->f, h->held.size > 0 && h->accepted_count == 1 && h->ticks > 0);
+    test_ok(weir_chain_new(h->f.loop, 1 << 20, &h->chain));
+    test_ok(weir_chain_push(h->chain, &h->held));
+    test_ok(weir_chain_push(h->chain, &h->made));
 }
 
 static void move_out(household *h) {
+    assert_int_equal(weir_chain_get_size(h->chain), h->held.size + h->made.size);
+    weir_chain_unref(h->chain);
     weir_slice_unref(&h->held);
     weir_slice_unref(&h->made);
     weir_timer_unref(h->timer);
@@ -167,6 +173,23 @@ static void child_tries_every_stream_call(household *h, weir_stream *stream) {
         CHECK(weir_stream_unref(stream) == NULL);
 }
 
+static void child_tries_every_chain_call(household *h) {
+    const weir_slice *shown = NULL;
+    weir_slice slice;
+    weir_chain *chain = NULL;
+    CHECK(weir_chain_new(h->f.loop, 1, &chain) == -ECHILD);
+    CHECK(weir_chain_push(h->chain, &h->made) == -ECHILD);
+    CHECK(weir_chain_get_size(h->chain) == 0);
+    CHECK(weir_chain_peek(h->chain, 0, 1, &shown) == -ECHILD);
+    CHECK(weir_chain_take(h->chain, 1, &slice) == -ECHILD);
+    CHECK(weir_chain_drop(h->chain, 1) == -ECHILD);
+    CHECK(weir_chain_find(h->chain, 0, "x", 1) == -ECHILD);
+    CHECK(weir_chain_write(h->chain, 1, h->accepted[0]) == -ECHILD);
+    CHECK(weir_chain_ref(h->chain) == h->chain);
+    for (int i = 0; i < 5; i++)
+        CHECK(weir_chain_unref(h->chain) == NULL);
+}
+
 static void child_tries_the_rest(household *h) {
     char text[WEIR_ADDRESS_SIZE];
     weir_slice slice = { (const uint8_t *)"x", 1, h->held.owner };
@@ -210,6 +233,7 @@ static void child_uses_what_it_inherited(household *h) {
     uint64_t allocations = atomic_load(&h->f.memory.allocations);
     child_tries_every_stream_call(h, h->s.stream);
     child_tries_every_stream_call(h, h->accepted[0]);
+    child_tries_every_chain_call(h);
     child_tries_the_rest(h);
     child_tries_every_loop_call(h);
     CHECK(frees_in_child == 0);

@@ -22,6 +22,12 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 # Every function whose result is marked, with arguments that fit into ignored.c.
 CALLS = {
     "weir_loop_new": "weir_loop_new(NULL, &loop)",
+    "weir_chain_new": "weir_chain_new(loop, 1, &chain)",
+    "weir_chain_push": "weir_chain_push(chain, slice)",
+    "weir_chain_peek": "weir_chain_peek(chain, 0, 1, &shown)",
+    "weir_chain_take": "weir_chain_take(chain, 1, slice)",
+    "weir_chain_drop": "weir_chain_drop(chain, 1)",
+    "weir_chain_write": "weir_chain_write(chain, 1, stream)",
     "weir_loop_run": "weir_loop_run(loop)",
     "weir_loop_run_once": "weir_loop_run_once(loop, 0)",
     "weir_loop_post": "weir_loop_post(loop, NULL, NULL)",

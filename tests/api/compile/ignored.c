@@ -8,10 +8,13 @@ void ignore(weir_loop *loop, weir_stream *stream, weir_slice *slice);
 void ignore(weir_loop *loop, weir_stream *stream, weir_slice *slice) {
     weir_listener *listener = NULL;
     weir_timer *timer = NULL;
+    weir_chain *chain = NULL;
+    const weir_slice *shown = NULL;
     weir_pool *pool = NULL;
     uint8_t *data = NULL;
     int fd = -1;
     (void)loop, (void)stream, (void)slice, (void)listener, (void)timer, (void)pool, (void)data, (void)fd;
+    (void)chain, (void)shown;
 #ifdef RIGHT
     if ((CALL) < 0)
         return;

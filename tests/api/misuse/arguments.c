@@ -146,6 +146,47 @@ static void null_where_a_stream_is_needed(void **state) {
     assert_null(weir_stream_get_userdata(NULL));
 }
 
+static void null_where_a_chain_is_needed(void **state) {
+    world *w = *state;
+    const weir_slice none = { NULL, 3, NULL };
+    mistake(weir_chain_new, weir_chain_new(NULL, 1, &w->out.chain), -EINVAL);
+    mistake(weir_chain_new, weir_chain_new(w->loop, 0, &w->out.chain), -EINVAL);
+    mistake(weir_chain_new, weir_chain_new(w->loop, 1, NULL), -EINVAL);
+    mistake(weir_chain_push, weir_chain_push(NULL, &w->slice), -EINVAL);
+    mistake(weir_chain_push, weir_chain_push(w->chain, NULL), -EINVAL);
+    mistake(weir_chain_push, weir_chain_push(w->chain, &none), -EINVAL);
+    mistake(weir_chain_get_size, weir_chain_get_size(NULL), 0);
+    mistake(weir_chain_peek, weir_chain_peek(NULL, 0, 1, &w->out.shown), -EINVAL);
+    mistake(weir_chain_peek, weir_chain_peek(w->chain, 0, 1, NULL), -EINVAL);
+    mistake(weir_chain_take, weir_chain_take(NULL, 1, &w->out.slice), -EINVAL);
+    mistake(weir_chain_take, weir_chain_take(w->chain, 1, NULL), -EINVAL);
+    mistake(weir_chain_drop, weir_chain_drop(NULL, 1), -EINVAL);
+    mistake(weir_chain_find, weir_chain_find(NULL, 0, "x", 1), -EINVAL);
+    mistake(weir_chain_find, weir_chain_find(w->chain, 0, NULL, 1), -EINVAL);
+    mistake(weir_chain_find, weir_chain_find(w->chain, 0, "x", 0), -EINVAL);
+    mistake(weir_chain_write, weir_chain_write(NULL, 1, w->stream), -EINVAL);
+    mistake(weir_chain_write, weir_chain_write(w->chain, 1, NULL), -EINVAL);
+    assert_null(weir_chain_ref(NULL));
+    assert_null(weir_chain_unref(NULL));
+}
+
+static void more_of_a_chain_than_there_is(void **state) {
+    world *w = *state;
+    static const size_t sizes[] = { 6, 8, 9, SIZE_MAX };
+    refused(weir_chain_push(w->chain, &w->slice), -EMSGSIZE);
+    for (int i = 0; i < 4; i++) {
+        int expected = sizes[i] > 8 ? -EMSGSIZE : -EAGAIN;
+        refused(weir_chain_peek(w->chain, 0, sizes[i], &w->out.shown), expected);
+        refused(weir_chain_peek(w->chain, sizes[i], 0, &w->out.shown), expected);
+        refused(weir_chain_take(w->chain, sizes[i], &w->out.slice), expected);
+        refused(weir_chain_drop(w->chain, sizes[i]), expected);
+        refused(weir_chain_write(w->chain, sizes[i], w->stream), expected);
+        refused(weir_chain_find(w->chain, sizes[i], "h", 1), -EAGAIN);
+    }
+    refused(weir_chain_peek(w->chain, 5, SIZE_MAX - 2, &w->out.shown), -EMSGSIZE); /* their sum is small */
+    refused(weir_chain_peek(w->chain, SIZE_MAX, 5, &w->out.shown), -EMSGSIZE);
+}
+
 /* ---- sizes ------------------------------------------------------------------------------------------- */
 
 static void tables_of_a_wrong_size(void **state) {
@@ -322,6 +363,8 @@ int main(void) {
         world_test(null_where_a_timer_is_needed),
         world_test(null_where_a_listener_is_needed),
         world_test(null_where_a_stream_is_needed),
+        world_test(null_where_a_chain_is_needed),
+        world_test(more_of_a_chain_than_there_is),
         world_test(tables_of_a_wrong_size),
         world_test(option_structures_of_a_wrong_size),
         world_test(larger_options_are_fine_while_nothing_unknown_is_asked_for),

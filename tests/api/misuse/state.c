@@ -242,6 +242,30 @@ static void slices_of_a_closed_loop_are_as_good_as_ever(void **state) {
     weir_slice_unref(&slice);
 }
 
+static void the_chain_of_a_closed_loop_can_be_emptied(void **state) {
+    world *w = *state;
+    const weir_slice *shown, empty = { NULL, 0, NULL };
+    weir_slice slice;
+    refused(weir_chain_new(w->loop, 8, &w->out.chain), -ESHUTDOWN);
+    refused(weir_chain_push(w->chain, &w->slice), -ESHUTDOWN);
+    refused(weir_chain_push(w->chain, &empty), -ESHUTDOWN);
+    refused(weir_chain_write(w->chain, 5, w->stream), -EPIPE);
+    refused(weir_chain_write(w->chain, 0, w->stream), -EPIPE);
+    refused(weir_chain_take(w->chain, 6, &w->out.slice), -EAGAIN);
+    fine(weir_chain_get_size(w->chain), 5);
+    fine(weir_chain_find(w->chain, 1, "l", 1), 2);
+    fine(weir_chain_peek(w->chain, 1, 4, &shown), 0);
+    assert_memory_equal(shown->data, "ello", 4);
+    fine(weir_chain_take(w->chain, 2, &slice), 0);
+    assert_memory_equal(slice.data, "he", 2);
+    weir_slice_unref(&slice);
+    fine(weir_chain_drop(w->chain, 3), 0);
+    fine(weir_chain_drop(w->chain, 0), 0);
+    fine(weir_chain_get_size(w->chain), 0);
+    assert_ptr_equal(weir_chain_ref(w->chain), w->chain);
+    assert_null(weir_chain_unref(w->chain));
+}
+
 static void a_loop_may_be_made_when_another_is_closed(void **state) {
     world *w = *state;
     weir_loop *loop;
@@ -268,6 +292,7 @@ int main(void) {
         closed_test(a_closed_loop_can_still_be_asked),
         closed_test(streams_and_listeners_of_a_closed_loop_are_closed),
         closed_test(slices_of_a_closed_loop_are_as_good_as_ever),
+        closed_test(the_chain_of_a_closed_loop_can_be_emptied),
         closed_test(a_loop_may_be_made_when_another_is_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

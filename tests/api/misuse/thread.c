@@ -59,6 +59,18 @@ static void a_strangers_stream_calls_are_refused(void **state) {
     mistake(weir_stream_get_stats, weir_stream_get_stats(w->stream, &w->out.stream_stats), -EPERM);
 }
 
+static void a_strangers_chain_calls_are_refused(void **state) {
+    world *w = *state;
+    mistake(weir_chain_new, weir_chain_new(w->loop, 1, &w->out.chain), -EPERM);
+    mistake(weir_chain_push, weir_chain_push(w->chain, &w->slice), -EPERM);
+    mistake(weir_chain_get_size, weir_chain_get_size(w->chain), 0);
+    mistake(weir_chain_peek, weir_chain_peek(w->chain, 0, 1, &w->out.shown), -EPERM);
+    mistake(weir_chain_take, weir_chain_take(w->chain, 1, &w->out.slice), -EPERM);
+    mistake(weir_chain_drop, weir_chain_drop(w->chain, 1), -EPERM);
+    mistake(weir_chain_find, weir_chain_find(w->chain, 0, "h", 1), -EPERM);
+    mistake(weir_chain_write, weir_chain_write(w->chain, 1, w->stream), -EPERM);
+}
+
 static void any_thread_may_use_references_slices_and_the_pool(void **state) {
     world *w = *state;
     weir_pool_stats stats = { .size = sizeof stats };
@@ -73,6 +85,8 @@ static void any_thread_may_use_references_slices_and_the_pool(void **state) {
     assert_null(weir_listener_unref(w->listener));
     assert_ptr_equal(weir_timer_ref(w->timer), w->timer);
     assert_null(weir_timer_unref(w->timer));
+    assert_ptr_equal(weir_chain_ref(w->chain), w->chain);
+    assert_null(weir_chain_unref(w->chain));
     assert_ptr_equal(weir_stream_get_loop(w->stream), w->loop);
     assert_ptr_equal(weir_stream_get_userdata(w->stream), w);
     assert_ptr_equal(weir_listener_get_loop(w->listener), w->loop);
@@ -131,6 +145,7 @@ int main(void) {
         foreign_test(a_strangers_timer_calls_are_refused),
         foreign_test(a_strangers_listener_calls_are_refused),
         foreign_test(a_strangers_stream_calls_are_refused),
+        foreign_test(a_strangers_chain_calls_are_refused),
         foreign_test(any_thread_may_use_references_slices_and_the_pool),
         foreign_test(any_thread_may_make_a_loop_and_use_it_until_it_runs),
         foreign_test(any_thread_may_post_and_stop),

@@ -76,6 +76,8 @@ static void build(world *w) {
     w->spare = fds[0];
     test_ok(weir_timer_new(w->loop, world_count_fire, w, &w->timer));
     test_ok(weir_slice_copy(w->pool, "hello", 5, &w->slice));
+    test_ok(weir_chain_new(w->loop, 8, &w->chain));
+    test_ok(weir_chain_push(w->chain, &w->slice));
     run_turns(&w->fixture, 3);
 }
 
@@ -108,10 +110,15 @@ static void verify(world *w) {
     test_ok(weir_timer_start(w->timer, 0, 0));
     run_until(&w->fixture, w->fires == 1);
     assert_memory_equal(w->slice.data, "hello", 5);
+    const weir_slice *shown;
+    assert_int_equal(weir_chain_get_size(w->chain), 5);
+    test_ok(weir_chain_peek(w->chain, 0, 5, &shown));
+    assert_memory_equal(shown->data, "hello", 5);
 }
 
 static void end(world *w) {
     weir_slice_unref(&w->slice);
+    weir_chain_unref(w->chain);
     weir_timer_unref(w->timer);
     for (int i = 0; i < 3; i++)
         close(w->peers[i]);

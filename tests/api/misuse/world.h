@@ -18,7 +18,9 @@ typedef struct outputs {
     weir_listener *listener;
     weir_stream *stream;
     weir_timer *timer;
+    weir_chain *chain;
     weir_slice slice;
+    const weir_slice *shown;
     uint8_t *data;
     int fd;
     char text[WEIR_ADDRESS_SIZE];
@@ -37,6 +39,7 @@ typedef struct world {
     weir_stream *fresh;      /* not started */
     weir_timer *timer;       /* not started */
     weir_slice slice;        /* "hello" */
+    weir_chain *chain;       /* "hello", of at most 8 bytes */
     int peers[3];            /* stream's, fresh's, one that is to be adopted, with its other end */
     int spare;
     unsigned accepts, datas, ends, closes, listener_closes, fires, posts;
