@@ -9,6 +9,7 @@ Prints TAP. What needs socat is skipped where there is none.
 
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -173,7 +174,7 @@ def an_example_says_why_it_cannot_listen():
     with tempfile.TemporaryDirectory() as scratch:
         taken = socket.socket(socket.AF_UNIX)
         taken.bind(scratch + "/taken")
-        for name, arguments in (("echo", []), ("sink", []), ("chat", []), ("demo_server", ["1"])):
+        for name, arguments in (("echo", []), ("frames", []), ("lines", []), ("sink", []), ("chat", []), ("demo_server", ["1"])):
             for address, reason in ((f"unix:{scratch}/taken", "already in use"), ("nowhere", "invalid argument")):
                 command = [str(build / "examples" / name), address, *arguments]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -185,6 +186,141 @@ def readme_shows_echo_as_it_is():
     source = (root / "examples/echo.c").read_text(encoding="utf-8")
     check(len(source.splitlines()) < 40, "no longer under 40 lines")
     check(f"```c\n{source}```" in (root / "README.md").read_text(encoding="utf-8"), "it shows another one")
+
+
+# ---- frames and lines -------------------------------------------------------------------------------------------
+
+
+def send_cut_anywhere(peer, data, numbers, longest):
+    """In pieces of any size, and then our end; sometimes with a pause, so that one is received alone."""
+    at = 0
+    while at < len(data):
+        size = numbers.randint(1, longest)
+        peer.sendall(data[at : at + size])
+        at += size
+        if numbers.random() < 0.02:
+            time.sleep(0.002)
+    peer.shutdown(socket.SHUT_WR)
+
+
+def talk(server, data, numbers, longest=3000):
+    """What comes back for it."""
+    with server.connect() as peer:
+        sender = threading.Thread(target=send_cut_anywhere, args=(peer, data, numbers, longest))
+        sender.start()
+        answers = receive_all(peer)
+        sender.join()
+        return answers
+
+
+def make_frame(numbers, size):
+    return size.to_bytes(4, "big") + numbers.randbytes(size)
+
+
+def frames_come_back_however_they_were_cut():
+    for seed, tcp in ((1, True), (2, False)):
+        numbers = random.Random(seed)
+        with Server("frames", tcp=tcp) as server:
+            sizes = [0, 1, 3, 65536, 1 << 20] + [numbers.choice((5, 100, 3000, 70_000)) for _ in range(100)]
+            data = b"".join(make_frame(numbers, size) for size in sizes)
+            check(talk(server, data, numbers) == data, f"seed {seed}: other bytes")
+            check(talk(server, data, numbers, longest=1 << 20) == data, "other bytes at once")
+            short = b"".join(make_frame(numbers, size) for size in (0, 7, 30, 1))
+            check(talk(server, short, numbers, longest=1) == short, "other bytes one by one")
+            half = short + make_frame(numbers, 50)[:-1]
+            check(talk(server, half, numbers) == short, "half a frame was answered")
+
+
+def frames_waits_for_whom_does_not_read():
+    numbers = random.Random(3)
+    with Server("frames") as server:
+        data = b"".join(make_frame(numbers, 10_000) for _ in range(2_000))
+        peer = server.connect()
+        sender = threading.Thread(target=send_all, args=(peer, data))
+        sender.start()
+        sender.join(0.5)
+        check(sender.is_alive(), "20 MB were taken from a peer that read none")
+        check(receive_all(peer) == data, "other bytes")
+        sender.join()
+
+
+def frames_refuses_one_that_is_too_long():
+    with Server("frames", tcp=True) as server:
+        peer = server.connect()
+        peer.sendall(b"\0\0\0\1x" + (1 + (1 << 20)).to_bytes(4, "big"))
+        try:
+            check(receive_all(peer) in (b"", b"\0\0\0\1x"), "other bytes")
+            check(False, "no reset")
+        except ConnectionResetError:
+            pass
+        check(talk(server, b"\0\0\0\2ok", random.Random(4)) == b"\0\0\0\2ok", "it does not go on")
+
+
+def frames_serves_socat():
+    with Server("frames", tcp=True) as server:
+        server.connect().close()
+        data = b"".join(make_frame(random.Random(5), size) for size in (0, 5, 500_000, 1 << 20, 1))
+        command = ["socat", "-t10", "-", "TCP:%s:%d" % server.address]
+        done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE_S)
+        check(done.returncode == 0 and done.stdout == data, f"{len(done.stdout)} bytes, {done.stderr}")
+
+
+def lines_are_answered_however_they_were_cut():
+    for seed, tcp in ((1, True), (2, False)):
+        numbers = random.Random(seed)
+        sent, expected = bytearray(), bytearray()
+        for _ in range(3000):
+            text = bytes(numbers.choice(b"abc \r\t\xff") for _ in range(numbers.choice((0, 1, 10, 300, 4000)))) + b"."
+            end = numbers.choice((b"\n", b"\r\n"))
+            what = numbers.randrange(8)
+            if what == 0:
+                sent += text[:20] + end
+                expected += b"error: echo or length?\n"
+            elif what == 1:
+                sent += b"length " + text + end
+                expected += b"%d\n" % len(text)
+            else:
+                sent += b"echo " + text + end
+                expected += text + end
+        with Server("lines", tcp=tcp) as server:
+            check(talk(server, bytes(sent), numbers) == expected, f"seed {seed}: other answers")
+            check(talk(server, bytes(sent), numbers, longest=1 << 20) == expected, f"seed {seed}: other answers at once")
+
+
+def lines_are_answered_byte_by_byte():
+    sent = b"echo one\r\nlength 12345\r\n\necho \nnonsense\necho last"
+    expected = b"one\r\n5\nerror: echo or length?\n\nerror: echo or length?\nlast\n"
+    with Server("lines") as server:
+        check(talk(server, sent, random.Random(6), longest=1) == expected, "other answers")
+        peer = server.connect()
+        for i in range(len(sent)):
+            peer.sendall(sent[i : i + 1])
+            time.sleep(0.001)
+        peer.shutdown(socket.SHUT_WR)
+        answers = receive_all(peer)
+        check(answers == expected, answers)
+
+
+def lines_says_that_a_line_is_too_long():
+    with Server("lines", tcp=True) as server:
+        said = b"error: the line is too long\n"
+        longest = b"echo " + b"x" * 4090 + b"\n"
+        check(len(longest) == 4096, "count again")
+        for rest in (b"echo " + b"x" * 4091 + b"\n", b"y" * 4097, b"y" * 1_000_000):
+            answers = talk(server, longest + rest, random.Random(7))
+            check(answers == longest[5:] + said, f"{answers[-100:]}")
+
+
+def lines_waits_for_whom_does_not_read():
+    line = b"echo " + b"z" * 999 + b"\n"
+    with Server("lines") as server:
+        peer = server.connect()
+        sender = threading.Thread(target=send_all, args=(peer, line * 20_000))
+        sender.start()
+        sender.join(0.5)
+        check(sender.is_alive(), "20 MB were taken from a peer that read none")
+        check(receive_all(peer) == line[5:] * 20_000, "other answers")
+        sender.join()
 
 
 # ---- sink -------------------------------------------------------------------------------------------------------
@@ -396,6 +532,14 @@ case(echo_over_a_unix_socket)
 case(echo_does_not_read_from_whom_does_not_read)
 case(echo_survives_a_reset)
 case(echo_serves_socat, needs_socat=True)
+case(frames_come_back_however_they_were_cut)
+case(frames_waits_for_whom_does_not_read)
+case(frames_refuses_one_that_is_too_long)
+case(frames_serves_socat, needs_socat=True)
+case(lines_are_answered_however_they_were_cut)
+case(lines_are_answered_byte_by_byte)
+case(lines_says_that_a_line_is_too_long)
+case(lines_waits_for_whom_does_not_read)
 case(readme_shows_echo_as_it_is)
 case(an_example_says_why_it_cannot_listen)
 case(sink_counts_every_byte)
