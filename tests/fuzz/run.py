@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 DONE = re.compile(r"^Done (\d+) runs in", re.MULTILINE)
-LONGEST = {"address": 300, "error": 4, "options": 512, "pool": 1024, "sockname": 160}
+LONGEST = {"address": 300, "chain": 1024, "error": 4, "options": 512, "pool": 1024, "sockname": 160}
 
 
 def fuzz(program, target, found, kept, seconds):
