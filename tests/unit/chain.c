@@ -148,6 +148,41 @@ static void very_many_pieces_are_copied(void **state) {
     close_chain();
 }
 
+/* What was appended to before the failure is as it was, although its last range had grown. */
+static void a_join_that_fails_takes_back_what_it_did(void **state) {
+    (void)state;
+    weir__sendq queue = { 0 };
+    weir__range *taken[256];
+    unsigned count = 0;
+    uint64_t copied;
+    open_chain(1000, 16);
+    weir_slice first = bench_put(&b, "queued", 6, false), second = bench_put(&b, "neighbour", 9, false);
+    test_ok(weir__sendq_push(&queue, &cache, &first));
+    test_ok(weir__chain_push(&chain, &second));
+    push_text("another");
+    while (cache.free != NULL)
+        taken[count++] = weir__range_take(&cache);
+    atomic_store(&b.memory.fail_every, 1);
+    assert_int_equal(weir__sendq_join(&queue, &cache, b.pool, chain.queue.first, 16, &copied), -ENOMEM);
+    atomic_store(&b.memory.fail_every, 0);
+    assert_int_equal(queue.bytes, 6);
+    assert_int_equal(queue.count, 1);
+    assert_int_equal(queue.last->size, 6);
+    assert_ptr_equal(queue.first, queue.last);
+    assert_null(queue.last->next);
+    test_ok(weir__sendq_join(&queue, &cache, b.pool, chain.queue.first, 12, &copied));
+    assert_int_equal(queue.bytes, 18);
+    assert_int_equal(queue.first->size, 15);
+    assert_memory_equal(queue.first->data, "queuedneighbour", 15);
+    assert_memory_equal(queue.last->data, "ano", 3);
+    assert_int_equal(copied, 0);
+    shows(0, "neighbouranother");
+    while (count > 0)
+        weir__range_give(&cache, taken[--count]);
+    weir__sendq_clear(&queue, &cache);
+    close_chain();
+}
+
 /* ---- what it pins ----------------------------------------------------------------------------------- */
 
 /* Ranges in a row in one block hold it together. */
@@ -200,6 +235,33 @@ static void large_pieces_stay_where_they_are(void **state) {
     assert_int_equal(weir__pool_copied(b.pool), BUFFER / 16 + 10);
     weir__pool_collect(b.pool);
     assert_int_equal(bench_stats(&b).buffers_retired, 0);
+    close_chain();
+}
+
+/* Two pieces of a block hold it together; were one of them joined with what comes behind, the other would be too little
+ * for it. */
+static void pieces_of_one_block_are_not_torn_apart(void **state) {
+    (void)state;
+    weir_slice block, part;
+    uint8_t *data;
+    open_chain(100000, 16);
+    test_ok(weir_slice_new(b.pool, 4000, &data, &block));
+    memset(data, 'b', 4000);
+    test_ok(weir_slice_sub(&block, 0, 300, &part));
+    test_ok(weir__chain_push(&chain, &part));
+    weir_slice_unref(&part);
+    test_ok(weir_slice_sub(&block, 310, 200, &part));
+    test_ok(weir__chain_push(&chain, &part));
+    weir_slice_unref(&part);
+    weir_slice_unref(&block);
+    weir_slice small = bench_put(&b, "small", 5, true);
+    test_ok(weir__chain_push(&chain, &small));
+    bench_end_dispatch(&b);
+    test_ok(weir__chain_tidy(&chain));
+    assert_is_tidy();
+    assert_int_equal(chain.queue.count, 3);
+    assert_int_equal(weir__pool_copied(b.pool), 5);
+    shows(500, "small");
     close_chain();
 }
 
@@ -511,8 +573,10 @@ int main(void) {
         bench_test(looking_at_a_byte_more_each_time_is_not_quadratic),
         bench_test(only_the_blocks_own_loop_writes_behind_it),
         bench_test(very_many_pieces_are_copied),
+        bench_test(a_join_that_fails_takes_back_what_it_did),
         bench_test(small_pieces_let_go_of_their_buffers),
         bench_test(large_pieces_stay_where_they_are),
+        bench_test(pieces_of_one_block_are_not_torn_apart),
         bench_test(without_memory_slices_stay),
         bench_test(a_chain_that_was_parted_from_counts_for_any_thread),
         bench_test(what_is_cut_anywhere_is_found),
