@@ -311,8 +311,8 @@ static int64_t search(const weir__chain *chain, uint64_t start, const uint8_t *b
         const uint8_t *inside = memmem(range->data + at.skip, range->size - at.skip, bytes, size);
         if (inside != NULL)
             return (int64_t)(start + (uint64_t)(inside - range->data));
-        size_t over =
-            size - 1 < range->size ? range->size - (size - 1) : 0; /* from here on it would not end here */
+        /* From here on it would not end in this range. */
+        size_t over = size - 1 < range->size ? range->size - (size - 1) : 0;
         for (size_t i = over > at.skip ? over : at.skip; i < range->size; i++)
             if (lies_at(range, i, bytes, size))
                 return (int64_t)(start + i);

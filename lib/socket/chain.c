@@ -98,8 +98,8 @@ WEIR_API weir_chain *weir_chain_unref(weir_chain *chain) {
     }
     weir_loop_ref(loop); /* the chain's own may be gone, with the chain, as soon as it is pushed */
     if (!weir__loop_push(loop, &chain->ending)) {
-        chain->bytes.cache =
-            NULL; /* the loop has parted from it; its thread may still use other chains, and the cache */
+        /* The loop has parted from it. Its thread may still use other chains, and with them the cache. */
+        chain->bytes.cache = NULL;
         free_chain(chain);
     }
     weir_loop_unref(loop);
