@@ -38,6 +38,7 @@ typedef struct weir__completion {
      * accept   a descriptor, the receiver's to close; -errno and FINAL
      * connect  FINAL: 0; -errno
      * watch    poll events (POLLRDHUP, POLLERR, POLLHUP); -errno and FINAL
+     * poll     FINAL: those of the events asked for that are so, POLLERR and POLLHUP besides, never 0; -errno
      */
     int32_t result;
     bool final;
@@ -55,6 +56,8 @@ enum weir__op_kind {
     WEIR__OP_ACCEPT_ONE,
     WEIR__OP_CONNECT,
     WEIR__OP_WATCH,
+    WEIR__OP_POLL,
+    WEIR__OP_POLL_CHANGES, /* a poll whose descriptor is always ready, but not for that; the backend's */
     WEIR__OP_WAKE
 };
 
@@ -67,8 +70,8 @@ struct weir__op {
         uint64_t limit;   /* receive: bytes that it may still bring, if it has a limit */
     };
     int32_t fd;
-    uint32_t size;  /* of data; receive: the backend's */
-    int32_t result; /* a FINAL that waits to be delivered */
+    uint32_t size;  /* of data; poll: the events; receive: the backend's */
+    int32_t result; /* a FINAL that waits to be delivered, or for a cancellation */
     uint8_t kind;   /* enum weir__op_kind */
     uint8_t state;  /* the backend's */
     uint8_t cancel; /* the backend's */
@@ -102,6 +105,9 @@ typedef struct weir__backend_verbs {
                     socklen_t length);
     /* Notice that the peer ended or reset, and nothing else, while nothing is received. */
     void (*watch)(weir__backend *backend, weir__op *op, int fd);
+    /* Say once that @fd is ready, now or later, for one of @events (POLLIN, POLLOUT) or is in error or hung up. The number is
+     * looked up when the operation is handed over; from then on it is the file that counts. */
+    void (*poll)(weir__backend *backend, weir__op *op, int fd, unsigned events);
     void (*cancel)(weir__backend *backend, weir__op *op);
     /* Hand over what was started, publish buffers, sleep until something completes, a wake, or @timeout_ns. 0;
      * -errno: the kernel cannot now, and nothing is lost. */

@@ -214,6 +214,7 @@ static const weir__backend_verbs verbs = {
     .accept = weir__uring_accept,
     .connect = weir__uring_connect,
     .watch = weir__uring_watch,
+    .poll = weir__uring_poll,
     .cancel = weir__uring_cancel,
     .is_starved = weir__uring_is_starved,
     .wait = wait_for,

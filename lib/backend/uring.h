@@ -93,6 +93,7 @@ void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
                          socklen_t length);
 void weir__uring_watch(weir__backend *backend, weir__op *op, int fd);
+void weir__uring_poll(weir__backend *backend, weir__op *op, int fd, unsigned events);
 void weir__uring_cancel(weir__backend *backend, weir__op *op);
 
 void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,

@@ -154,6 +154,15 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
         sqe->len = IORING_POLL_ADD_MULTI; /* edge-triggered: after the end it still tells of a reset */
         sqe->poll32_events = POLLRDHUP;
         break;
+    case WEIR__OP_POLL:
+        sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->poll32_events = op->size;
+        break;
+    case WEIR__OP_POLL_CHANGES:
+        sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->len = IORING_POLL_ADD_MULTI;
+        sqe->poll32_events = op->size;
+        break;
     case WEIR__OP_WAKE:
         sqe->opcode = IORING_OP_POLL_ADD;
         sqe->len = IORING_POLL_ADD_MULTI; /* edge-triggered: each write wakes, and nothing need be read */
@@ -246,6 +255,10 @@ void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const str
 
 void weir__uring_watch(weir__backend *backend, weir__op *op, int fd) {
     weir__uring_start(weir__uring_of(backend), op, WEIR__OP_WATCH, fd, NULL, 0);
+}
+
+void weir__uring_poll(weir__backend *backend, weir__op *op, int fd, unsigned events) {
+    weir__uring_start(weir__uring_of(backend), op, WEIR__OP_POLL, fd, NULL, events);
 }
 
 void weir__uring_cancel(weir__backend *backend, weir__op *op) {
@@ -451,6 +464,33 @@ static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
 }
 
+/*
+ * The kernel adds POLLRDHUP to what is polled for, and there is no way not to hear of it: where the peer has ended, a poll
+ * for room alone would complete at once, and again each time that it is started. So from then on the poll is a multishot
+ * one, which completes at changes only; what it finds that was asked for ends it.
+ */
+static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+    bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
+    int32_t events = cqe->res > 0 ? cqe->res & (int32_t)(op->size | POLLERR | POLLHUP | POLLNVAL) : 0;
+    if (op->kind == WEIR__OP_POLL_CHANGES) {
+        op->result |= events;
+        events = op->result;
+    }
+    if (!is_over) {
+        if (events > 0)
+            weir__uring_cancel(&u->base, op);
+    } else if (events > 0) {
+        finish(u, op, events);
+    } else if (op->cancel == CANCEL_NONE && (cqe->res >= 0 || cqe->res == -ECANCELED)) {
+        if (cqe->res > 0)
+            op->kind = WEIR__OP_POLL_CHANGES;
+        op->result = 0;
+        weir__uring_rearm(u, op);
+    } else {
+        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+    }
+}
+
 /* The answer to a cancellation, which may come before the target's completion, after it, or instead of success. */
 static void cancelled(weir__uring *u, weir__op *op, int32_t result) {
     if (op->cancel != CANCEL_ARMED)
@@ -496,6 +536,10 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
     case WEIR__OP_WATCH:
     case WEIR__OP_WAKE:
         watched(u, op, cqe);
+        break;
+    case WEIR__OP_POLL:
+    case WEIR__OP_POLL_CHANGES:
+        polled(u, op, cqe);
         break;
     case WEIR__OP_NONE:
         break;
