@@ -12,8 +12,8 @@
  * Lifetime.   Streams and listeners end by close and keep themselves alive until then, so a pointer to one is
  *             good until its on_close returns; ref it to have it for longer. A stream that was not started has no
  *             on_close: the pointer is good until you close or detach it, or until weir_loop_close() returns.
- *             Loops are yours: close, then unref. Timers, chains and pools are yours: the last unref
- *             ends them.
+ *             Loops are yours: close, then unref. Timers, watches, signals, chains and pools are yours: the last
+ *             unref ends them.
  * Threads.    Every ref and unref, weir_loop_post, weir_loop_stop, weir_pool_*, weir_slice_* : any thread.
  *             Everything else: the loop's thread, or -EPERM. (Until the first run, run_once or close, a loop
  *             belongs to whoever holds it, one thread at a time.)
@@ -63,6 +63,8 @@ typedef struct weir_stream weir_stream;
 typedef struct weir_listener weir_listener;
 typedef struct weir_timer weir_timer;
 typedef struct weir_chain weir_chain;
+typedef struct weir_watch weir_watch;
+typedef struct weir_signal weir_signal;
 typedef struct weir_block weir_block; /* memory that slices count; never touched by name */
 
 enum weir_limits {

@@ -69,6 +69,8 @@ typedef struct weir_loop_stats {
     uint32_t streams_unstarted;
     uint32_t listeners_open;
     uint32_t timers_started;
+    uint32_t watches_started;
+    uint32_t signals_started;
 } weir_loop_stats;
 
 typedef void (*weir_post_fn)(weir_loop *loop, void *userdata);
@@ -121,7 +123,7 @@ WEIR_API int weir_loop_close(weir_loop *loop);
  * weir_loop_run() - run until stopped, drained, or nothing is left open
  * @loop: the loop
  *
- * Streams, listeners, started timers and posts keep it running.
+ * Streams, listeners, started timers, started watches and posts keep it running.
  *
  * Context:   binds the loop to this thread. Callbacks run inside it.
  * Return:    0; -EPERM: another thread's loop; -EBUSY: already running; -ESHUTDOWN; -ECHILD; -EINVAL: NULL; or
@@ -146,7 +148,7 @@ WEIR_API void weir_loop_stop(weir_loop *loop);
  *
  * Listeners close at once and none can be opened (-ESHUTDOWN); streams go on until they end by themselves, and
  * dial and adopt still work, for what is open may need them. Run returns when the last stream is closed (also
- * one that was not started), whatever timers are left. When the grace is over nothing new can be made, and unstarted
+ * one that was not started), whatever timers and watches are left. When the grace is over nothing new can be made, and unstarted
  * streams are not waited for. What a server does on SIGTERM; a second call may shorten the grace, not lengthen it.
  *
  * Context:   the loop's thread; callbacks come later.

@@ -6,10 +6,12 @@
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -114,6 +116,34 @@ int weir__sys_eventfd(void) {
 int weir__sys_eventfd_signal(int fd) {
     uint64_t one = 1;
     CALL(write(fd, &one, sizeof one));
+}
+
+int weir__sys_read(int fd, void *data, size_t size) {
+    CALL(read(fd, data, size));
+}
+
+static sigset_t only(int number) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    return set;
+}
+
+int weir__sys_signalfd(int number) {
+    sigset_t set = only(number);
+    CALL(signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+}
+
+/* These say what went wrong by themselves, and leave errno alone. */
+int weir__sys_block_signal(int number) {
+    sigset_t set = only(number), before;
+    int r = pthread_sigmask(SIG_BLOCK, &set, &before);
+    return r != 0 ? -r : sigismember(&before, number);
+}
+
+int weir__sys_unblock_signal(int number) {
+    sigset_t set = only(number);
+    return -pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
 int weir__sys_unlink(const char *path) {

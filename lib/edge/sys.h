@@ -33,6 +33,12 @@ int weir__sys_close(int fd);
 int weir__sys_set_nonblocking_cloexec(int fd);
 int weir__sys_eventfd(void);
 int weir__sys_eventfd_signal(int fd);
+int weir__sys_read(int fd, void *data, size_t size);
+
+/* Signals: of the calling thread's mask. */
+int weir__sys_signalfd(int number);     /* non-blocking, close-on-exec */
+int weir__sys_block_signal(int number); /* 1: it was blocked before; 0: it was not */
+int weir__sys_unblock_signal(int number);
 
 /* Files: a Unix socket's path. */
 int weir__sys_unlink(const char *path);

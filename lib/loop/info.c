@@ -83,5 +83,7 @@ WEIR_API int weir_loop_get_stats(const weir_loop *loop, weir_loop_stats *stats) 
     stats->streams_unstarted = loop->streams_unstarted;
     stats->listeners_open = loop->listeners_open;
     stats->timers_started = loop->timers_started;
+    stats->watches_started = loop->watches_started;
+    stats->signals_started = loop->signals_started;
     return 0;
 }

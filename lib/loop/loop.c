@@ -129,7 +129,8 @@ static bool is_drained(const weir_loop *loop) {
 }
 
 bool weir__loop_is_idle(const weir_loop *loop) {
-    return has_nothing_open(loop) && loop->timers_started == 0 && !weir__loop_has_posts(loop);
+    return has_nothing_open(loop) && loop->timers_started == 0 && loop->watches_started == 0 &&
+           loop->pollers_leaving == 0 && !weir__loop_has_posts(loop);
 }
 
 /* Nothing happens any more, unless another thread posts, which this loop was not told to wait for. */
@@ -453,6 +454,7 @@ int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tu
     weir__list_init(&loop->stalled);
     weir__list_init(&loop->holders);
     weir__list_init(&loop->untidy);
+    weir__list_init(&loop->signals);
     r = init(loop, &options, tuning);
     if (r < 0) {
         (void)refused(&options, r, loop->reason);

@@ -103,6 +103,7 @@ struct weir_loop {
     weir__link stalled;  /* weir__stall.link */
     weir__link holders;  /* weir__holder.member */
     weir__link untidy;   /* weir__holder.untidy */
+    weir__link signals;  /* weir_signal.started */
     weir__heap timers;   /* weir__timeout.node */
     weir__timeout grace; /* of drain */
     weir__range_cache ranges;
@@ -113,7 +114,8 @@ struct weir_loop {
     _Atomic(weir__post *) posts; /* a stack; post.c's CLOSED from the loop's close */
     _Atomic(uint32_t) is_stopping;
 
-    uint32_t streams_open, streams_unstarted, listeners_open, timers_started;
+    uint32_t streams_open, streams_unstarted, listeners_open, timers_started, watches_started, signals_started;
+    uint32_t pollers_leaving; /* stopped, but the kernel may not be done with their descriptors */
     uint64_t turns, bytes_out, accepted, accept_stalls, posts_run;
 
     uint32_t asked;                /* enum weir_backend */

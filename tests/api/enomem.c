@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/witness.h"
 
+#include <signal.h>
+
 /*
  * Without memory: each allocation of a run that connects, accepts, echoes and closes fails once, then each one of
  * several. Every call then does its work or says -ENOMEM, what was begun still ends exactly once, nothing leaks, and the
@@ -24,7 +26,8 @@ static struct {
     end_of_stream client, servers[SERVERS];
     unsigned server_count;
     unsigned listener_starts, listener_closes;
-    unsigned posts, posted, fires;
+    unsigned posts, posted, fires, events, signals;
+    unsigned watches, ears;
     lent lends;
     unsigned lent_count;
     bool has_failed; /* some call said -ENOMEM */
@@ -149,13 +152,36 @@ static void count_fire(weir_timer *timer, void *userdata) {
     run.fires++;
 }
 
+static void count_event(weir_watch *watch, int events, void *userdata) {
+    (void)userdata;
+    assert_int_equal(events, WEIR_WATCH_WRITE);
+    run.events++;
+    test_ok(weir_watch_stop(watch));
+}
+
+static void count_signal(weir_signal *signal, int number, void *userdata) {
+    (void)signal, (void)number, (void)userdata;
+    run.signals++;
+}
+
+/* A descriptor that is ready, and a signal. */
+static void watch_and_hear(weir_watch **watch, weir_signal **signal, int fd) {
+    if (good(weir_watch_new(run.f.loop, fd, count_event, NULL, watch)))
+        test_ok(weir_watch_start(*watch, WEIR_WATCH_WRITE));
+    if (good(weir_signal_new(run.f.loop, SIGURG, count_signal, NULL, signal))) {
+        test_ok(weir_signal_start(*signal));
+        pthread_kill(pthread_self(), SIGURG);
+    }
+}
+
 /* ---- a run ------------------------------------------------------------------------------------------- */
 
 static bool all_is_closed(void) {
     for (unsigned i = 0; i < run.server_count; i++)
         if (run.servers[i].closes < run.servers[i].starts)
             return false;
-    return run.client.closes == run.client.starts && run.posts == run.posted;
+    return run.client.closes == run.client.starts && run.posts == run.posted && run.events == run.watches &&
+           run.signals == run.ears;
 }
 
 static void listen_if_not_yet(void) {
@@ -169,7 +195,10 @@ static void listen_if_not_yet(void) {
 static void echo_once(void) {
     char address[WEIR_ADDRESS_SIZE];
     weir_timer *timer = NULL;
+    weir_watch *watch = NULL;
+    weir_signal *signal = NULL;
     weir_stream *stream;
+    int fds[2];
     memset(&run.client, 0, sizeof run.client);
     memset(&run.lends, 0, sizeof run.lends);
     run.server_count = run.lent_count = 0;
@@ -180,6 +209,10 @@ static void echo_once(void) {
     if (good(weir_timer_new(run.f.loop, count_fire, NULL, &timer)))
         test_ok(weir_timer_start(timer, 1000, 1000));
     run.posted += good(weir_loop_post(run.f.loop, count_post, NULL));
+    test_pair(false, fds);
+    watch_and_hear(&watch, &signal, fds[0]);
+    run.watches += watch != NULL;
+    run.ears += signal != NULL;
     if (good(weir_stream_dial(run.f.loop, address, NULL, &stream))) {
         run.client.stream = stream;
         run.client.starts = 1;
@@ -195,6 +228,10 @@ static void echo_once(void) {
         assert_true(r >= 0 || r == -ENOMEM);
     }
     weir_timer_unref(timer);
+    weir_watch_unref(watch);
+    weir_signal_unref(signal);
+    close(fds[0]);
+    close(fds[1]);
     assert_true(!run.client.is_wrong);
     assert_int_equal(run.lends.releases, run.lent_count);
 }

@@ -27,6 +27,20 @@ static void nothing(weir_timer *timer, void *userdata) {
     (void)timer, (void)userdata;
 }
 
+static void no_event(weir_watch *watch, int events, void *userdata) {
+    (void)events;
+    assert_int_equal(errno, SENTINEL);
+    if (userdata == NULL)
+        test_ok(untouched(weir_watch_stop(watch)));
+}
+
+static void no_signal(weir_signal *signal, int number, void *userdata) {
+    (void)number, (void)userdata;
+    assert_int_equal(errno, SENTINEL);
+    test_ok(untouched(weir_signal_stop(signal)));
+    weir_loop_stop(userdata);
+}
+
 static void no_post(weir_loop *loop, void *userdata) {
     (void)loop, (void)userdata;
 }
@@ -168,6 +182,37 @@ static void exhausted_descriptors_leave_errno_alone(void **state) {
     }
 }
 
+static void watches_and_signals_leave_errno_alone(void **state) {
+    test_fixture *f = *state;
+    struct rlimit old, none;
+    weir_watch *watch, *lost;
+    weir_signal *signal;
+    int fds[2];
+    test_pair(false, fds);
+    test_ok(untouched(weir_watch_new(f->loop, fds[0], no_event, NULL, &watch)));
+    test_ok(untouched(weir_watch_start(watch, WEIR_WATCH_WRITE)));
+    test_ok(untouched(weir_watch_new(f->loop, 1000000, no_event, f, &lost)));
+    test_ok(untouched(weir_watch_start(lost, WEIR_WATCH_READ)));
+    test_ok(untouched(weir_loop_run(f->loop)));
+    test_ok(untouched(weir_signal_new(f->loop, SIGURG, no_signal, f->loop, &signal)));
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+    none = old;
+    none.rlim_cur = 0;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    int r = untouched(weir_signal_start(signal));
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+    assert_int_equal(r, -EMFILE);
+    test_ok(untouched(weir_signal_start(signal)));
+    pthread_kill(pthread_self(), SIGURG);
+    while (test_loop_stats(f).signals_started > 0)
+        assert_true(untouched(weir_loop_run_once(f->loop, 1000000)) >= 0);
+    untouched_void(weir_signal_unref(signal));
+    untouched_void(weir_watch_unref(watch));
+    untouched_void(weir_watch_unref(lost));
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* ---- a loop with traffic ----------------------------------------------------------------------------- */
 
 static void see_errno(witness *w, char event, const weir_slice *slice) {
@@ -275,6 +320,7 @@ int main(void) {
         cmocka_unit_test(slices_leave_errno_alone),
         loop_test(opening_and_failing_to_open_leave_errno_alone),
         loop_test(exhausted_descriptors_leave_errno_alone),
+        loop_test(watches_and_signals_leave_errno_alone),
         loop_test(a_run_with_traffic_leaves_errno_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 
 #include "support/support.h"
 
@@ -62,6 +63,9 @@ static struct {
     unsigned group_count;
 
     bool is_fd_open[MAX_FDS];
+    int signal_of[MAX_FDS]; /* a signalfd's number; else 0 */
+    uint64_t blocked;       /* 1 << number - 1 */
+    unsigned raised[65];    /* by number */
     unsigned fd_count;
     int peek, unsent, backlog, receive_result;
     const uint8_t *receive_data;
@@ -705,6 +709,50 @@ int weir__sys_eventfd_signal(int fd) {
     (void)fd;
     atomic_fetch_add(&script.signals, 1);
     return 0;
+}
+
+int weir__sys_signalfd(int number) {
+    int r = fault(SCRIPT_SIGNALFD);
+    if (r < 0)
+        return r;
+    int fd = new_fd();
+    script.signal_of[fd - FIRST_FD] = number;
+    return fd;
+}
+
+int weir__sys_read(int fd, void *data, size_t size) {
+    assert_int_equal(check_fd(fd), 0);
+    int number = script.signal_of[fd - FIRST_FD];
+    assert_true(number > 0 && size == sizeof(struct signalfd_siginfo));
+    if (script.raised[number] == 0)
+        return -EAGAIN;
+    script.raised[number]--;
+    *(struct signalfd_siginfo *)data = (struct signalfd_siginfo){ .ssi_signo = (uint32_t)number };
+    return (int)size;
+}
+
+int weir__sys_block_signal(int number) {
+    bool was_blocked = script_is_blocked(number);
+    script_block(number);
+    return was_blocked;
+}
+
+int weir__sys_unblock_signal(int number) {
+    assert_true(script_is_blocked(number));
+    script.blocked &= ~(UINT64_C(1) << (number - 1));
+    return 0;
+}
+
+void script_raise(int number) {
+    script.raised[number]++;
+}
+
+void script_block(int number) {
+    script.blocked |= UINT64_C(1) << (number - 1);
+}
+
+bool script_is_blocked(int number) {
+    return (script.blocked >> (number - 1) & 1) != 0;
 }
 
 int weir__sys_unlink(const char *path) {

@@ -33,6 +33,7 @@ enum script_call {
     SCRIPT_ENTER,
     SCRIPT_BUFFERS_OPEN,
     SCRIPT_EVENTFD,
+    SCRIPT_SIGNALFD,
     SCRIPT_SOCKETPAIR,
     SCRIPT_SEND,
     SCRIPT_CONNECT, /* connect(2), which is no request of the ring */
@@ -148,5 +149,11 @@ unsigned script_connects(void);  /* calls of connect(2) */
 unsigned script_shutdowns(void); /* of one half, SHUT_WR */
 unsigned script_signals(void);   /* of eventfds */
 unsigned script_mappings(void);  /* pages that are not inherited, still mapped */
+unsigned script_signals(void); /* of eventfds */
+/* A signal comes, to be read from a signalfd of its number; and is its number blocked? */
+void script_raise(int number);
+bool script_is_blocked(int number);
+void script_block(int number);
+unsigned script_mappings(void); /* pages that are not inherited, still mapped */
 
 #endif

@@ -45,6 +45,9 @@ CALLS = {
     "weir_stream_write_slice": "weir_stream_write_slice(stream, slice)",
     "weir_stream_write_external": "weir_stream_write_external(stream, NULL, 0, NULL, NULL)",
     "weir_timer_new": "weir_timer_new(loop, NULL, NULL, &timer)",
+    "weir_watch_new": "weir_watch_new(loop, 0, NULL, NULL, &watch)",
+    "weir_signal_new": "weir_signal_new(loop, 1, NULL, NULL, &signal)",
+    "weir_signal_start": "weir_signal_start(signal)",
 }
 
 count = failed = 0

@@ -10,11 +10,14 @@ void ignore(weir_loop *loop, weir_stream *stream, weir_slice *slice) {
     weir_timer *timer = NULL;
     weir_chain *chain = NULL;
     const weir_slice *shown = NULL;
+    weir_watch *watch = NULL;
+    weir_signal *signal = NULL;
     weir_pool *pool = NULL;
     uint8_t *data = NULL;
     int fd = -1;
     (void)loop, (void)stream, (void)slice, (void)listener, (void)timer, (void)pool, (void)data, (void)fd;
     (void)chain, (void)shown;
+    (void)watch, (void)signal;
 #ifdef RIGHT
     if ((CALL) < 0)
         return;

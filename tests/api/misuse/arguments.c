@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/misuse/world.h"
 
+#include <limits.h>
+#include <signal.h>
+
 /* Every function with NULL where an object is needed, and with structures and values that are wrong. */
 
 /* ---- NULL -------------------------------------------------------------------------------------------- */
@@ -83,6 +86,39 @@ static void null_where_a_timer_is_needed(void **state) {
     mistake(weir_timer_stop, weir_timer_stop(NULL), -EINVAL);
     assert_null(weir_timer_ref(NULL));
     assert_null(weir_timer_unref(NULL));
+}
+
+static void no_descriptor_where_a_watch_needs_one(void **state) {
+    world *w = *state;
+    mistake(weir_watch_new, weir_watch_new(NULL, w->spare, world_count_event, w, &w->out.watch), -EINVAL);
+    mistake(weir_watch_new, weir_watch_new(w->loop, w->spare, NULL, w, &w->out.watch), -EINVAL);
+    mistake(weir_watch_new, weir_watch_new(w->loop, w->spare, world_count_event, w, NULL), -EINVAL);
+    mistake(weir_watch_new, weir_watch_new(w->loop, -1, world_count_event, w, &w->out.watch), -EBADF);
+    mistake(weir_watch_new, weir_watch_new(w->loop, INT_MIN, world_count_event, w, &w->out.watch), -EBADF);
+    mistake(weir_watch_start, weir_watch_start(NULL, WEIR_WATCH_READ), -EINVAL);
+    mistake(weir_watch_start, weir_watch_start(w->watch, WEIR_WATCH_ERROR), -EINVAL);
+    mistake(weir_watch_start, weir_watch_start(w->watch, WEIR_WATCH_READ | WEIR_WATCH_HANGUP), -EINVAL);
+    mistake(weir_watch_start, weir_watch_start(w->watch, WEIR_WATCH_FAILED), -EINVAL);
+    mistake(weir_watch_start, weir_watch_start(w->watch, 32), -EINVAL);
+    mistake(weir_watch_start, weir_watch_start(w->watch, -EBADF), -EINVAL);
+    mistake(weir_watch_stop, weir_watch_stop(NULL), -EINVAL);
+    assert_null(weir_watch_ref(NULL));
+    assert_null(weir_watch_unref(NULL));
+}
+
+static void no_number_where_a_signal_needs_one(void **state) {
+    world *w = *state;
+    static const int numbers[] = { 0, -1, INT_MIN, INT_MAX, 65, 1 << 16, SIGKILL, SIGSTOP, SIGSEGV };
+    mistake(weir_signal_new, weir_signal_new(NULL, SIGURG, world_count_signal, w, &w->out.signal), -EINVAL);
+    mistake(weir_signal_new, weir_signal_new(w->loop, SIGURG, NULL, w, &w->out.signal), -EINVAL);
+    mistake(weir_signal_new, weir_signal_new(w->loop, SIGURG, world_count_signal, w, NULL), -EINVAL);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        mistake(weir_signal_new, weir_signal_new(w->loop, numbers[i], world_count_signal, w, &w->out.signal),
+                -EINVAL);
+    mistake(weir_signal_start, weir_signal_start(NULL), -EINVAL);
+    mistake(weir_signal_stop, weir_signal_stop(NULL), -EINVAL);
+    assert_null(weir_signal_ref(NULL));
+    assert_null(weir_signal_unref(NULL));
 }
 
 static void null_where_a_listener_is_needed(void **state) {
@@ -361,6 +397,8 @@ int main(void) {
         world_test(null_where_a_pool_is_needed),
         world_test(null_where_a_slice_is_needed),
         world_test(null_where_a_timer_is_needed),
+        world_test(no_descriptor_where_a_watch_needs_one),
+        world_test(no_number_where_a_signal_needs_one),
         world_test(null_where_a_listener_is_needed),
         world_test(null_where_a_stream_is_needed),
         world_test(null_where_a_chain_is_needed),

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/misuse/world.h"
 
+#include <signal.h>
+
 /* Every function at the wrong time: twice, inside callbacks, after the end of its object, after the loop's close. */
 
 /* ---- twice ------------------------------------------------------------------------------------------- */
@@ -28,6 +30,17 @@ static void what_may_be_said_twice(void **state) {
     fine(weir_timer_start(w->timer, INT64_MAX, INT64_MAX), 0);
     fine(weir_timer_stop(w->timer), 0);
     fine(weir_timer_stop(w->timer), 0);
+    fine(weir_watch_stop(w->watch), 0);
+    fine(weir_watch_start(w->watch, WEIR_WATCH_READ), 0);
+    fine(weir_watch_start(w->watch, WEIR_WATCH_READ), 0);
+    fine(weir_watch_start(w->watch, 0), 0);
+    fine(weir_watch_stop(w->watch), 0);
+    fine(weir_watch_stop(w->watch), 0);
+    fine(weir_signal_stop(w->signal), 0);
+    fine(weir_signal_start(w->signal), 0);
+    fine(weir_signal_start(w->signal), 0);
+    fine(weir_signal_stop(w->signal), 0);
+    fine(weir_signal_stop(w->signal), 0);
 }
 
 /* ---- on its way -------------------------------------------------------------------------------------- */
@@ -154,6 +167,10 @@ static void a_closed_loop_makes_and_runs_nothing(void **state) {
     refused(weir_loop_post(w->loop, world_count_post, w), -ESHUTDOWN);
     refused(weir_timer_new(w->loop, world_count_fire, w, &w->out.timer), -ESHUTDOWN);
     refused(weir_timer_start(w->timer, 0, 0), -ESHUTDOWN);
+    refused(weir_watch_new(w->loop, w->spare, world_count_event, w, &w->out.watch), -ESHUTDOWN);
+    refused(weir_watch_start(w->watch, WEIR_WATCH_READ), -ESHUTDOWN);
+    refused(weir_signal_new(w->loop, SIGURG, world_count_signal, w, &w->out.signal), -ESHUTDOWN);
+    refused(weir_signal_start(w->signal), -ESHUTDOWN);
     refused(weir_listener_open(w->loop, "127.0.0.1:0", NULL, &w->out.listener), -ESHUTDOWN);
     refused(weir_listener_adopt(w->loop, w->spare, NULL, &w->out.listener), -ESHUTDOWN);
     refused(weir_stream_dial(w->loop, "127.0.0.1:1", NULL, &w->out.stream), -ESHUTDOWN);
@@ -161,6 +178,8 @@ static void a_closed_loop_makes_and_runs_nothing(void **state) {
     fine(weir_loop_close(w->loop), 0);
     weir_loop_stop(w->loop);
     fine(weir_timer_stop(w->timer), 0);
+    fine(weir_watch_stop(w->watch), 0);
+    fine(weir_signal_stop(w->signal), 0);
 }
 
 static void a_closed_loop_can_still_be_asked(void **state) {
@@ -175,6 +194,7 @@ static void a_closed_loop_can_still_be_asked(void **state) {
     fine(weir_loop_get_stats(w->loop, &stats), 0);
     fine(weir_pool_get_stats(w->pool, &pool), 0);
     fine(stats.streams_open + stats.listeners_open + stats.timers_started, 0);
+    fine(stats.watches_started + stats.signals_started, 0);
     fine(pool.buffers_posted + pool.buffers_filling, 0);
     assert_ptr_equal(weir_loop_get_pool(w->loop), w->pool);
     assert_ptr_equal(weir_pool_ref(w->pool), w->pool);
@@ -183,6 +203,10 @@ static void a_closed_loop_can_still_be_asked(void **state) {
     assert_null(weir_loop_unref(w->loop));
     assert_ptr_equal(weir_timer_ref(w->timer), w->timer);
     assert_null(weir_timer_unref(w->timer));
+    assert_ptr_equal(weir_watch_ref(w->watch), w->watch);
+    assert_null(weir_watch_unref(w->watch));
+    assert_ptr_equal(weir_signal_ref(w->signal), w->signal);
+    assert_null(weir_signal_unref(w->signal));
     assert_true(weir_version() > 0 && weir_error_name(-ESHUTDOWN) != NULL && weir_error_text(-ESHUTDOWN) != NULL);
 }
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/misuse/world.h"
 
+#include <signal.h>
+
 /* Every function on a thread that is not the loop's: what any thread may call works, the rest is -EPERM, and nothing
  * of the loop changes. */
 
@@ -21,6 +23,16 @@ static void a_strangers_timer_calls_are_refused(void **state) {
     mistake(weir_timer_new, weir_timer_new(w->loop, world_count_fire, w, &w->out.timer), -EPERM);
     mistake(weir_timer_start, weir_timer_start(w->timer, 0, 0), -EPERM);
     mistake(weir_timer_stop, weir_timer_stop(w->timer), -EPERM);
+}
+
+static void a_strangers_watch_and_signal_calls_are_refused(void **state) {
+    world *w = *state;
+    mistake(weir_watch_new, weir_watch_new(w->loop, w->spare, world_count_event, w, &w->out.watch), -EPERM);
+    mistake(weir_watch_start, weir_watch_start(w->watch, WEIR_WATCH_READ), -EPERM);
+    mistake(weir_watch_stop, weir_watch_stop(w->watch), -EPERM);
+    mistake(weir_signal_new, weir_signal_new(w->loop, SIGURG, world_count_signal, w, &w->out.signal), -EPERM);
+    mistake(weir_signal_start, weir_signal_start(w->signal), -EPERM);
+    mistake(weir_signal_stop, weir_signal_stop(w->signal), -EPERM);
 }
 
 static void a_strangers_listener_calls_are_refused(void **state) {
@@ -87,6 +99,10 @@ static void any_thread_may_use_references_slices_and_the_pool(void **state) {
     assert_null(weir_timer_unref(w->timer));
     assert_ptr_equal(weir_chain_ref(w->chain), w->chain);
     assert_null(weir_chain_unref(w->chain));
+    assert_ptr_equal(weir_watch_ref(w->watch), w->watch);
+    assert_null(weir_watch_unref(w->watch));
+    assert_ptr_equal(weir_signal_ref(w->signal), w->signal);
+    assert_null(weir_signal_unref(w->signal));
     assert_ptr_equal(weir_stream_get_loop(w->stream), w->loop);
     assert_ptr_equal(weir_stream_get_userdata(w->stream), w);
     assert_ptr_equal(weir_listener_get_loop(w->listener), w->loop);
@@ -143,6 +159,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         foreign_test(a_strangers_loop_calls_are_refused),
         foreign_test(a_strangers_timer_calls_are_refused),
+        foreign_test(a_strangers_watch_and_signal_calls_are_refused),
         foreign_test(a_strangers_listener_calls_are_refused),
         foreign_test(a_strangers_stream_calls_are_refused),
         foreign_test(a_strangers_chain_calls_are_refused),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/misuse/world.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 
@@ -50,6 +51,16 @@ void world_count_fire(weir_timer *timer, void *userdata) {
     ((world *)userdata)->fires++;
 }
 
+void world_count_event(weir_watch *watch, int events, void *userdata) {
+    (void)watch, (void)events;
+    ((world *)userdata)->events++;
+}
+
+void world_count_signal(weir_signal *signal, int number, void *userdata) {
+    (void)signal, (void)number;
+    ((world *)userdata)->signals++;
+}
+
 void world_never_release(const void *data, size_t size, void *userdata) {
     (void)data, (void)size, (void)userdata;
     abort();
@@ -75,10 +86,35 @@ static void build(world *w) {
     w->peers[2] = fds[1];
     w->spare = fds[0];
     test_ok(weir_timer_new(w->loop, world_count_fire, w, &w->timer));
+    test_ok(weir_watch_new(w->loop, w->spare, world_count_event, w, &w->watch));
+    test_ok(weir_signal_new(w->loop, SIGURG, world_count_signal, w, &w->signal));
     test_ok(weir_slice_copy(w->pool, "hello", 5, &w->slice));
     test_ok(weir_chain_new(w->loop, 8, &w->chain));
     test_ok(weir_chain_push(w->chain, &w->slice));
     run_turns(&w->fixture, 3);
+}
+
+static unsigned count_calls(const world *w) {
+    return w->closes + w->ends + w->datas + w->accepts + w->listener_closes + w->fires + w->posts + w->events +
+           w->signals;
+}
+
+static bool is_blocked(int number) {
+    sigset_t set;
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &set), 0);
+    return sigismember(&set, number) == 1;
+}
+
+static void verify_watch_and_signal(world *w) {
+    test_ok(weir_watch_start(w->watch, WEIR_WATCH_WRITE));
+    run_until(&w->fixture, w->events == 2);
+    test_ok(weir_watch_stop(w->watch));
+    test_ok(weir_signal_start(w->signal));
+    pthread_kill(pthread_self(), SIGURG);
+    run_until(&w->fixture, w->signals == 1);
+    test_ok(weir_signal_stop(w->signal));
+    run_turns(&w->fixture, 2);
+    assert_int_equal(w->events, 2);
 }
 
 /* The loop's thread: is all as it was, and does it work? */
@@ -89,9 +125,10 @@ static void verify(world *w) {
     assert_int_equal(stats.streams_open, 2);
     assert_int_equal(stats.streams_unstarted, 1);
     assert_int_equal(stats.listeners_open, 1);
-    assert_int_equal(stats.timers_started, 0);
+    assert_int_equal(stats.timers_started + stats.watches_started + stats.signals_started, 0);
+    assert_false(is_blocked(SIGURG));
     assert_int_equal(stats.bytes_out, 0);
-    assert_int_equal(w->closes + w->ends + w->datas + w->accepts + w->listener_closes + w->fires + w->posts, 0);
+    assert_int_equal(count_calls(w), 0);
     assert_int_equal(weir_stream_get_state(w->stream), WEIR_STREAM_OPEN);
     assert_int_equal(weir_stream_get_queued(w->stream), 0);
     assert_int_equal(weir_stream_get_state(w->fresh), WEIR_STREAM_UNSTARTED);
@@ -109,6 +146,7 @@ static void verify(world *w) {
     close(fd);
     test_ok(weir_timer_start(w->timer, 0, 0));
     run_until(&w->fixture, w->fires == 1);
+    verify_watch_and_signal(w);
     assert_memory_equal(w->slice.data, "hello", 5);
     const weir_slice *shown;
     assert_int_equal(weir_chain_get_size(w->chain), 5);
@@ -120,6 +158,8 @@ static void end(world *w) {
     weir_slice_unref(&w->slice);
     weir_chain_unref(w->chain);
     weir_timer_unref(w->timer);
+    weir_watch_unref(w->watch);
+    weir_signal_unref(w->signal);
     for (int i = 0; i < 3; i++)
         close(w->peers[i]);
     close(w->spare);
@@ -187,8 +227,7 @@ int world_teardown(void **state) {
     if (weir_stream_get_state(w->stream) != WEIR_STREAM_CLOSED) {
         verify(w);
     } else { /* the loop was closed before the test */
-        assert_int_equal(w->closes + w->ends + w->datas + w->accepts + w->listener_closes + w->fires + w->posts,
-                         0);
+        assert_int_equal(count_calls(w), 0);
         weir_stream_unref(w->stream);
         weir_stream_unref(w->fresh);
         weir_listener_unref(w->listener);

@@ -19,6 +19,8 @@ typedef struct outputs {
     weir_stream *stream;
     weir_timer *timer;
     weir_chain *chain;
+    weir_watch *watch;
+    weir_signal *signal;
     weir_slice slice;
     const weir_slice *shown;
     uint8_t *data;
@@ -38,11 +40,13 @@ typedef struct world {
     weir_stream *stream;     /* started, open */
     weir_stream *fresh;      /* not started */
     weir_timer *timer;       /* not started */
+    weir_watch *watch;       /* not started, of spare */
+    weir_signal *signal;     /* not started, of SIGURG */
     weir_slice slice;        /* "hello" */
     weir_chain *chain;       /* "hello", of at most 8 bytes */
     int peers[3];            /* stream's, fresh's, one that is to be adopted, with its other end */
     int spare;
-    unsigned accepts, datas, ends, closes, listener_closes, fires, posts;
+    unsigned accepts, datas, ends, closes, listener_closes, fires, posts, events, signals;
     outputs out;
     bool is_foreign; /* another thread's */
     pthread_t thread;
@@ -87,6 +91,8 @@ extern const weir_stream_callbacks world_stream_callbacks;
 extern const weir_listener_callbacks world_listener_callbacks;
 void world_count_post(weir_loop *loop, void *world);
 void world_count_fire(weir_timer *timer, void *world);
+void world_count_event(weir_watch *watch, int events, void *world);
+void world_count_signal(weir_signal *signal, int number, void *world);
 void world_never_release(const void *data, size_t size, void *userdata);
 
 #endif
