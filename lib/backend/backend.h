@@ -51,7 +51,8 @@ enum weir__op_kind {
     WEIR__OP_NONE = 0,
     WEIR__OP_RECEIVE,
     WEIR__OP_SEND,
-    WEIR__OP_SEND_ROOM, /* a send that waits until there is room; the backend's */
+    WEIR__OP_SEND_ROOM,         /* a send that waits until there is room; the backend's */
+    WEIR__OP_SEND_ROOM_CHANGES, /* and whose peer has ended */
     WEIR__OP_ACCEPT,
     WEIR__OP_ACCEPT_ONE,
     WEIR__OP_CONNECT,

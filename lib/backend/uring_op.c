@@ -36,6 +36,9 @@ enum {
     LIMITED_BYTES = 64 << 10
 };
 
+/* What polls tell of unasked, and their owners want to hear. (The kernel tells of POLLRDHUP, too.) */
+enum { POLL_ERRORS = POLLERR | POLLHUP | POLLNVAL };
+
 /* ---- states ----------------------------------------------------------------------------------------- */
 
 static void wait_for_entry(weir__uring *u, weir__op *op) {
@@ -57,7 +60,9 @@ void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, in
 }
 
 static void frame_free(weir__uring *u, weir__op *op) {
-    if ((op->kind == WEIR__OP_SEND || op->kind == WEIR__OP_SEND_ROOM) && op->size == 0) {
+    bool is_send =
+        op->kind == WEIR__OP_SEND || op->kind == WEIR__OP_SEND_ROOM || op->kind == WEIR__OP_SEND_ROOM_CHANGES;
+    if (is_send && op->size == 0) {
         weir__uring_frame *f = (weir__uring_frame *)(uintptr_t)op->data;
         f->header.msg_name = u->frames;
         u->frames = f;
@@ -135,7 +140,9 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
         sqe->len = op->size > 0 ? op->size : 1;
         break;
     case WEIR__OP_SEND_ROOM:
+    case WEIR__OP_SEND_ROOM_CHANGES:
         sqe->opcode = IORING_OP_POLL_ADD;
+        sqe->len = op->kind == WEIR__OP_SEND_ROOM_CHANGES ? IORING_POLL_ADD_MULTI : 0;
         sqe->poll32_events = POLLOUT;
         break;
     case WEIR__OP_ACCEPT:
@@ -430,7 +437,12 @@ static void sent(weir__uring *u, weir__op *op, int32_t result) {
     bool is_wait = op->kind == WEIR__OP_SEND_ROOM;
     bool goes_on = (is_wait && result >= 0) || result == -EAGAIN || result == -EINTR || result == -ECANCELED;
     if (goes_on && op->cancel == CANCEL_NONE) {
-        op->kind = !is_wait && result == -EAGAIN ? WEIR__OP_SEND_ROOM : WEIR__OP_SEND;
+        if (is_wait && result > 0 && (result & (POLLOUT | POLL_ERRORS)) == 0) {
+            op->kind = WEIR__OP_SEND_ROOM_CHANGES; /* see below */
+            op->result = 0;
+        } else {
+            op->kind = !is_wait && result == -EAGAIN ? WEIR__OP_SEND_ROOM : WEIR__OP_SEND;
+        }
         wait_for_entry(u, op);
     } else {
         finish(u, op, is_wait && result >= 0 ? -ECANCELED : result);
@@ -471,8 +483,10 @@ static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
  */
 static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
-    int32_t events = cqe->res > 0 ? cqe->res & (int32_t)(op->size | POLLERR | POLLHUP | POLLNVAL) : 0;
-    if (op->kind == WEIR__OP_POLL_CHANGES) {
+    bool is_send = op->kind == WEIR__OP_SEND_ROOM_CHANGES;
+    int32_t asked = POLL_ERRORS | (is_send ? POLLOUT : (int32_t)op->size);
+    int32_t events = cqe->res > 0 ? cqe->res & asked : 0;
+    if (op->kind != WEIR__OP_POLL) {
         op->result |= events;
         events = op->result;
     }
@@ -480,9 +494,9 @@ static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         if (events > 0)
             weir__uring_cancel(&u->base, op);
     } else if (events > 0) {
-        finish(u, op, events);
+        finish(u, op, is_send ? 0 : events); /* nothing was sent yet, and now there is room */
     } else if (op->cancel == CANCEL_NONE && (cqe->res >= 0 || cqe->res == -ECANCELED)) {
-        if (cqe->res > 0)
+        if (op->kind == WEIR__OP_POLL && cqe->res > 0)
             op->kind = WEIR__OP_POLL_CHANGES;
         op->result = 0;
         weir__uring_rearm(u, op);
@@ -539,6 +553,7 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         break;
     case WEIR__OP_POLL:
     case WEIR__OP_POLL_CHANGES:
+    case WEIR__OP_SEND_ROOM_CHANGES:
         polled(u, op, cqe);
         break;
     case WEIR__OP_NONE:

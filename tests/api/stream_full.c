@@ -147,6 +147,41 @@ static void full_is_said_of_the_number_of_tiny_writes_before_they_are_refused(vo
     close(peer);
 }
 
+/*
+ * Nothing but the peer's reading makes room, and it may have shut down its own side long before it reads. The loop used to
+ * spin until then: the kernel tells whoever waits for room of that end, too, at once and for ever.
+ */
+static void a_loop_sleeps_while_a_peer_that_has_ended_does_not_read(void **state) {
+    test_fixture *f = *state;
+    static uint8_t much[8 << 20];
+    const weir_stream_options options = { .size = sizeof options, .queue_limit_bytes = 16 << 20 };
+    for (int tcp = 0; tcp <= 1; tcp++) {
+        static witness each[2];
+        witness *w = &each[tcp];
+        int peer = witness_pair(f, w, tcp, &options);
+        assert_true(weir_stream_write_external(w->stream, much, sizeof much, NULL, NULL) >= 0);
+        shutdown(peer, SHUT_WR);
+        run_until(f, w->ends == 1);
+        uint64_t queued;
+        do { /* until the kernel takes no more */
+            queued = weir_stream_get_queued(w->stream);
+            test_sleep_ms(50);
+            run_turns(f, 5);
+        } while (weir_stream_get_queued(w->stream) != queued);
+        assert_true(queued > 0);
+        uint64_t completions = test_loop_stats(f).completions;
+        run_turns(f, 50);
+        assert_true(test_loop_stats(f).completions - completions < 25);
+        assert_int_equal(weir_stream_get_queued(w->stream), queued);
+        drink(f, peer, sizeof much);
+        assert_int_equal(weir_stream_get_queued(w->stream), 0);
+        test_ok(weir_stream_close(w->stream));
+        run_until(f, w->closes == 1);
+        assert_int_equal(w->error, 0);
+        close(peer);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         loop_test(a_refused_write_is_followed_by_a_drain_while_something_is_queued),
@@ -154,6 +189,7 @@ int main(void) {
         loop_test(a_refused_write_with_nothing_queued_owes_no_drain),
         loop_test(full_is_said_before_a_refusal_also_with_a_small_limit),
         loop_test(full_is_said_of_the_number_of_tiny_writes_before_they_are_refused),
+        loop_test(a_loop_sleeps_while_a_peer_that_has_ended_does_not_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -217,6 +217,70 @@ static void send_that_waits_for_room_can_be_cancelled(void **state) {
     close_queue();
 }
 
+/*
+ * The kernel tells of POLLRDHUP unasked. To a peer that had shut down its side and did not read, the wait for room was
+ * over at once, the send found none, and the loop span. Then it is to wait for a change.
+ */
+static script_entry *wait_for_a_change(script_entry *poll) {
+    script_complete(poll, POLLRDHUP, 0);
+    rig_turn();
+    rig_submit();
+    poll = script_expect(IORING_OP_POLL_ADD, 7);
+    assert_int_equal(poll->sqe.poll32_events, POLLOUT);
+    assert_int_equal(poll->sqe.len, IORING_POLL_ADD_MULTI);
+    for (int i = 0; i < 3; i++) {
+        script_complete(poll, POLLRDHUP, IORING_CQE_F_MORE);
+        rig_turn();
+        assert_int_equal(script_unseen(), 0);
+    }
+    told_nothing_more(o);
+    return poll;
+}
+
+static void send_to_a_peer_that_has_ended_waits_for_room(void **state) {
+    (void)state;
+    static const int answers[] = { POLLOUT | POLLRDHUP, POLLERR | POLLHUP };
+    open_queue();
+    push("one", 3);
+    push("two", 3);
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        script_entry *poll = wait_for_a_change(wait_for_room(send_queue(IORING_OP_SENDMSG)));
+        script_complete(poll, answers[i], IORING_CQE_F_MORE);
+        rig_turn();
+        told_nothing_more(o);
+        rig_submit();
+        script_complete(script_expect_cancel(poll), 0, 0);
+        script_complete(poll, -ECANCELED, 0);
+        rig_turn();
+        told_final(o, 0); /* nothing was sent, and its owner tries again */
+        assert_int_equal(queue.bytes, 6);
+    }
+    uint64_t allocations = atomic_load(&r.memory.allocations);
+    sent(send_queue(IORING_OP_SENDMSG), 6);
+    assert_int_equal(atomic_load(&r.memory.allocations), allocations);
+    close_queue();
+}
+
+static void send_that_waits_for_a_change_can_be_cancelled(void **state) {
+    (void)state;
+    open_queue();
+    push("one", 3);
+    push("two", 3);
+    script_entry *poll = wait_for_a_change(wait_for_room(send_queue(IORING_OP_SENDMSG)));
+    r.backend->verbs->cancel(r.backend, &o->op);
+    rig_submit();
+    script_complete(poll, POLLRDHUP, IORING_CQE_F_MORE);
+    script_complete(script_expect_cancel(poll), 0, 0);
+    script_complete(poll, -ECANCELED, 0);
+    rig_turn();
+    told_final(o, -ECANCELED);
+    assert_int_equal(queue.bytes, 6);
+    uint64_t allocations = atomic_load(&r.memory.allocations);
+    sent(send_queue(IORING_OP_SENDMSG), 6);
+    assert_int_equal(atomic_load(&r.memory.allocations), allocations);
+    close_queue();
+}
+
 static void failed_wait_for_room_is_the_sends_failure(void **state) {
     (void)state;
     open_queue();
@@ -348,6 +412,8 @@ int main(void) {
         rig_test(interrupted_send_is_started_again_with_the_same_bytes),
         rig_test(send_without_room_waits_for_room_and_nothing_else),
         rig_test(send_that_waits_for_room_can_be_cancelled),
+        rig_test(send_to_a_peer_that_has_ended_waits_for_room),
+        rig_test(send_that_waits_for_a_change_can_be_cancelled),
         rig_test(failed_wait_for_room_is_the_sends_failure),
         rig_test(interrupted_send_that_was_cancelled_ends),
         rig_test(partial_count_of_a_cancelled_send_is_told),
