@@ -140,7 +140,7 @@ static bool has_nothing_to_wait_for(const weir_loop *loop) {
 
 /* Is that all, so that run returns? */
 static bool is_over(const weir_loop *loop) {
-    return loop->is_draining ? is_drained(loop) : has_nothing_to_wait_for(loop);
+    return loop->is_draining ? is_drained(loop) && loop->pollers_leaving == 0 : has_nothing_to_wait_for(loop);
 }
 
 static unsigned fire_timers(weir_loop *loop) {

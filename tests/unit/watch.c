@@ -481,6 +481,17 @@ static void watch_keeps_run_going_only_while_it_is_started(void **state) {
     heard(1, IN);
 }
 
+static void draining_loop_lets_go_of_stopped_watches(void **state) {
+    (void)state;
+    script_entry *entry = start(IN);
+    test_ok(weir_loop_drain(f.loop, WEIR_NEVER));
+    test_ok(weir_loop_run(f.loop));
+    assert_true(entry->is_live); /* as the watch goes on */
+    test_ok(weir_watch_stop(it.watch));
+    test_ok(weir_loop_run(f.loop));
+    assert_false(entry->is_live);
+}
+
 static void watch_goes_on_when_the_grace_is_over(void **state) {
     (void)state;
     script_entry *entry = start(IN);
@@ -525,6 +536,7 @@ int main(void) {
         watch_test(watch_dropped_on_another_thread_after_the_close_is_freed),
         watch_test(close_ends_a_watch_at_every_point),
         watch_test(watch_keeps_run_going_only_while_it_is_started),
+        watch_test(draining_loop_lets_go_of_stopped_watches),
         watch_test(watch_goes_on_when_the_grace_is_over),
     };
     return cmocka_run_group_tests_name("watch", tests, begin_threads, NULL);
