@@ -17,7 +17,7 @@ typedef struct household {
     weir_signal *signal;
     int fd;
     unsigned events, signals, others;
-    bool forks_in_watch, forks_in_signal;
+    bool forks_in_watch, forks_in_signal, drops_first;
     pid_t child; /* 0: this is the child */
 } household;
 
@@ -58,6 +58,8 @@ static void on_signal(weir_signal *signal, int number, void *userdata) {
     h.signals++;
     if (h.forks_in_signal) {
         h.forks_in_signal = false;
+        if (h.drops_first)
+            h.signal = weir_signal_unref(h.signal);
         fork_here();
     }
 }
@@ -112,8 +114,10 @@ static void expect_parent_goes_on(void) {
     if (WEXITSTATUS(status) != 0)
         fail_msg("the child did not like line %d", WEXITSTATUS(status));
     RUN_UNTIL(&h.f, h.events > events + 2 && h.others > others + 2);
-    kill(getpid(), SIGUSR1);
-    RUN_UNTIL(&h.f, h.signals > signals);
+    if (h.signal != NULL) {
+        kill(getpid(), SIGUSR1);
+        RUN_UNTIL(&h.f, h.signals > signals);
+    }
     weir_signal_unref(h.signal);
     assert_false(is_blocked());
     weir_watch_unref(h.watch);
@@ -139,6 +143,9 @@ static void turn_and_come_back(void) {
         r = weir_loop_run_once(h.f.loop, 10 * MS);
     if (h.child == 0) {
         CHECK(r == -ECHILD);
+        CHECK(is_blocked());
+        if (h.drops_first)
+            _exit(0);
         child_tries_every_call();
     }
     assert_true(h.child > 0);
@@ -160,11 +167,21 @@ static void a_child_that_comes_back_from_a_signal_is_told(void **state) {
     turn_and_come_back();
 }
 
+/* The callback's own reference is the last one then: dropped in the child, it stopped the signal there. */
+static void a_child_whose_callback_dropped_the_signal_stops_nothing(void **state) {
+    (void)state;
+    move_in();
+    h.forks_in_signal = h.drops_first = true;
+    kill(getpid(), SIGUSR1);
+    turn_and_come_back();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call_in_the_child_fails_and_changes_nothing),
         cmocka_unit_test(a_child_that_comes_back_from_a_watch_is_told),
         cmocka_unit_test(a_child_that_comes_back_from_a_signal_is_told),
+        cmocka_unit_test(a_child_whose_callback_dropped_the_signal_stops_nothing),
     };
     return cmocka_run_group_tests_name("fork-watch", tests, NULL, NULL);
 }

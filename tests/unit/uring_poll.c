@@ -154,6 +154,19 @@ static void next_poll_asks_plainly_again(void **state) {
     script_complete(entry, POLLOUT, 0);
     rig_turn();
     told_final(o, POLLOUT);
+    r.backend->verbs->poll(r.backend, &o->op, 7, POLLOUT);
+    rig_submit();
+    script_complete(expect_poll(POLLOUT, false), POLLRDHUP, 0);
+    rig_turn();
+    rig_submit();
+    entry = expect_poll(POLLOUT, true);
+    script_complete(entry, POLLRDHUP, IORING_CQE_F_MORE); /* the room was the last one's */
+    rig_turn();
+    rig_submit();
+    assert_int_equal(script_unseen(), 0);
+    script_complete(entry, POLLOUT, 0);
+    rig_turn();
+    told_final(o, POLLOUT);
     r.backend->verbs->poll(r.backend, &o->op, 7, POLLIN);
     rig_submit();
     entry = expect_poll(POLLIN, false);
