@@ -420,8 +420,10 @@ static unsigned add(struct CMUnitTest *tests, unsigned count, const fact *list) 
 int main(void) {
     static struct CMUnitTest tests[128];
     unsigned count = add(tests, 0, facts_of_buffers);
+    count = add(tests, count, facts_of_caps);
     count = add(tests, count, facts_of_receives);
     count = add(tests, count, facts_of_completions);
     count = add(tests, count, facts_of_sockets);
+    count = add(tests, count, facts_of_this_edge);
     return _cmocka_run_group_tests(facts_edge, tests, count, NULL, NULL);
 }

@@ -28,6 +28,8 @@ extern const unsigned facts_rounds; /* how often each fact is tried */
 const char *facts_edge_missing(void);
 void facts_edge_begin(unsigned round);
 void facts_edge_end(void);
+/* Worker threads that requests of the ring were moved to, now. */
+unsigned facts_edge_workers(void);
 
 /* ---- facts ------------------------------------------------------------------------------------------ */
 
@@ -42,8 +44,9 @@ typedef struct fact {
 #define FACT(name, families) \
     { #name, name, families }
 
-extern const fact facts_of_buffers[], facts_of_receives[], facts_of_completions[],
-    facts_of_sockets[]; /* ended by {} */
+extern const fact facts_of_buffers[], facts_of_caps[], facts_of_receives[], facts_of_completions[],
+    facts_of_sockets[];
+extern const fact facts_of_this_edge[]; /* which the other one does not have. All are ended by {} */
 
 /* ---- a ring, its buffers and sockets ---------------------------------------------------------------- */
 

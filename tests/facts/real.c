@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include <dirent.h>
+#include <stdio.h>
 #include <sys/resource.h>
 
 #include "facts/facts.h"
@@ -24,4 +26,22 @@ void facts_edge_begin(unsigned round) {
 }
 
 void facts_edge_end(void) {
+}
+
+unsigned facts_edge_workers(void) {
+    unsigned count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    assert_non_null(tasks);
+    for (const struct dirent *task; (task = readdir(tasks)) != NULL;) {
+        char path[300], name[16] = "";
+        snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+        FILE *file = fopen(path, "r");
+        if (file == NULL)
+            continue;
+        if (fgets(name, sizeof name, file) != NULL)
+            count += strncmp(name, "iou-wrk", 7) == 0;
+        fclose(file);
+    }
+    closedir(tasks);
+    return count;
 }

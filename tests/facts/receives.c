@@ -142,6 +142,55 @@ static void receive_goes_on_after_we_have_shut_down_our_side(void) {
     is(next(), 1, 0, 0);
 }
 
+/* ---- ends that are never told ------------------------------------------------------------------------ */
+
+/* It polled, and what it was told of were the bytes; the end behind them comes with no other news. A look finds it, and
+ * so does another receive. */
+static void wait_for_bytes_and(void (*end_it)(void)) {
+    begin();
+    receive(ends[0], 1, 0, POLL_FIRST); /* the ring is empty */
+    publish(0, 4096, 2);
+    write_bytes(ends[1], 100);
+    end_it();
+    until(ends[0], POLLRDHUP);
+    is_data(next_of(1), 1, 100, 0, F_MORE | F_BUF_MORE);
+}
+
+static void close_far_end(void) {
+    close_now(ends[1]);
+}
+
+static void reset_far_end(void) {
+    disconnect(ends[1]);
+}
+
+static void end_behind_bytes_that_were_polled_for_is_forgotten(void) {
+    wait_for_bytes_and(close_far_end);
+    nothing_comes();
+    assert_int_equal(weir__sys_peek(ends[0]), 0);
+    receive(ends[0], 2, 0, 0);
+    is(next_of(2), 2, 0, 0);
+}
+
+static void reset_behind_bytes_that_were_polled_for_is_forgotten(void) {
+    wait_for_bytes_and(reset_far_end);
+    nothing_comes();
+    receive(ends[0], 2, 0, 0);
+    is(next_of(2), 2, -ECONNRESET, 0);
+}
+
+static void reset_that_was_forgotten_is_told_once_by_a_look(void) {
+    wait_for_bytes_and(reset_far_end);
+    nothing_comes();
+    assert_int_equal(weir__sys_peek(ends[0]), -ECONNRESET);
+    assert_int_equal(weir__sys_peek(ends[0]), 0);
+}
+
+static void orderly_end_behind_bytes_is_never_forgotten(void) {
+    wait_for_bytes_and(close_far_end);
+    is(next(), 1, 0, 0);
+}
+
 /* ---- an empty ring ---------------------------------------------------------------------------------- */
 
 static void receive_on_an_empty_ring_answers_at_once(void) {
@@ -332,6 +381,10 @@ const fact facts_of_receives[] = {
     FACT(unix_peer_that_ends_and_closes_with_bytes_unread_resets, UNIX),
     FACT(peer_that_closes_with_bytes_unread_resets, ANY),
     FACT(receive_goes_on_after_we_have_shut_down_our_side, ANY),
+    FACT(end_behind_bytes_that_were_polled_for_is_forgotten, UNIX),
+    FACT(reset_behind_bytes_that_were_polled_for_is_forgotten, TCP),
+    FACT(reset_that_was_forgotten_is_told_once_by_a_look, TCP),
+    FACT(orderly_end_behind_bytes_is_never_forgotten, TCP),
     FACT(receive_on_an_empty_ring_answers_at_once, ANY),
     FACT(receive_that_polls_first_waits_on_an_empty_ring, ANY),
     FACT(want_of_a_buffer_stands_for_data, ANY),

@@ -10,7 +10,10 @@
 const char *const facts_edge = "simulated";
 const unsigned facts_rounds = 100;
 
+const fact facts_of_this_edge[] = { { 0 } };
+
 sim_world sim;
+static unsigned workers;
 
 const char *facts_edge_missing(void) {
     return NULL;
@@ -20,6 +23,7 @@ void facts_edge_begin(unsigned round) {
     memset(&sim, 0, sizeof sim);
     sim.random = sim.config.seed = round + 1;
     sim.now_ns = 1000000000;
+    workers = 0;
 }
 
 void facts_edge_end(void) {
@@ -76,6 +80,15 @@ bool sim_world_step(void) {
 }
 
 void sim_other_thread(void) {
+}
+
+void sim_worker(const sim_socket *socket) {
+    (void)socket;
+    workers++;
+}
+
+unsigned facts_edge_workers(void) {
+    return workers;
 }
 
 void sim_check_sleep(int64_t until) {

@@ -142,6 +142,52 @@ static void send_to_a_closed_unix_socket_fails(void) {
     is(next(), 1, -EPIPE, 0);
 }
 
+/* ---- urgent bytes ------------------------------------------------------------------------------------ */
+
+static void write_urgent(int fd) {
+    struct io_uring_sqe *sqe = entry(IORING_OP_SEND, fd, 97);
+    sqe->addr = (uint64_t)(uintptr_t) "!";
+    sqe->len = 1;
+    sqe->msg_flags = MSG_NOSIGNAL | MSG_OOB;
+    is(next_of(97), 97, 1, 0);
+}
+
+/* The kernel's own poll for room asks for urgent bytes too, and one that nobody reads is there each time. */
+static void urgent_byte_moves_a_send_that_waits_to_a_worker_thread(void) {
+    begin();
+    write_urgent(ends[1]);
+    until(ends[0], POLLPRI);
+    assert_int_equal(facts_edge_workers(), 0);
+    send_that_waits(ends[0], 1, large, LARGE);
+    for (int i = 0; i < 100 && facts_edge_workers() == 0; i++)
+        nothing_comes();
+    assert_int_equal(facts_edge_workers(), 1);
+    cancel(1, 2);
+    (void)next_of(1);
+    (void)next_of(2);
+}
+
+static void urgent_byte_does_not_wake_a_poll_for_room(void) {
+    begin();
+    send_that_waits(ends[0], 1, large, LARGE); /* so it is full */
+    cancel(1, 2);
+    is(next_of(2), 2, 0, 0);
+    is(next_of(1), 1, -ECANCELED, 0);
+    poll_at(ends[0], 3, POLLOUT, false);
+    write_urgent(ends[1]);
+    for (int i = 0; i < 10; i++)
+        nothing_comes();
+    assert_int_equal(facts_edge_workers(), 0);
+}
+
+static void watch_ignores_urgent_bytes(void) {
+    begin();
+    poll_at(ends[0], 1, POLLRDHUP, true);
+    nothing_comes();
+    write_urgent(ends[1]);
+    nothing_comes();
+}
+
 /* ---- what ends requests under way -------------------------------------------------------------------- */
 
 static void reset_ends_a_receive_and_a_send_and_one_of_them_hears_why(void) {
@@ -499,6 +545,9 @@ const fact facts_of_sockets[] = {
     FACT(send_after_a_reset_hears_of_it_once, TCP),
     FACT(send_after_an_end_and_a_reset_is_a_broken_pipe, TCP),
     FACT(send_to_a_closed_unix_socket_fails, UNIX),
+    FACT(urgent_byte_does_not_wake_a_poll_for_room, TCP), /* first: a worker stays for a while */
+    FACT(urgent_byte_moves_a_send_that_waits_to_a_worker_thread, TCP),
+    FACT(watch_ignores_urgent_bytes, TCP),
     FACT(reset_ends_a_receive_and_a_send_and_one_of_them_hears_why, TCP),
     FACT(disconnect_ends_a_receive_and_a_send, TCP),
     FACT(disconnected_socket_brings_nothing_more, TCP),

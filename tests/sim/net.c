@@ -180,6 +180,8 @@ void sim_close_socket(sim_socket *socket) {
 
 int sim_poll(const sim_socket *socket) {
     int events = sim_readable(socket) > 0 || socket->pending_count > 0 ? POLLIN : 0;
+    if (socket->is_urgent)
+        events |= POLLPRI;
     if (socket->has_ended || socket->is_reset)
         events |= POLLRDHUP | POLLIN;
     const sim_socket *far = socket->other;

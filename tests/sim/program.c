@@ -726,6 +726,10 @@ bool sim_world_step(void) {
     return did;
 }
 
+void sim_worker(const sim_socket *socket) {
+    sim_fail("descriptor %d: a send that waits in the kernel has got a worker thread", socket->fd);
+}
+
 /* ---- other threads ---------------------------------------------------------------------------------- */
 
 static void post_one(void) {

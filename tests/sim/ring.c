@@ -22,7 +22,8 @@ typedef struct request {
     sim_socket *socket;
     int polled;       /* events told already (edge-triggered) */
     uint64_t signals; /* of an eventfd, seen */
-    bool has_tried;
+    bool has_tried, has_worker;
+    uint32_t brought;   /* by a receive */
     unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
     int ended;          /* a result that is to come: -ECANCELED and the like; 0: none */
     int64_t not_before; /* an answer that takes its time */
@@ -155,10 +156,13 @@ static void end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
 
 /* ---- buffers ---------------------------------------------------------------------------------------- */
 
-/* Move up to @size bytes of @r's socket into the buffer at the head. Return: how many; the completion's flags. */
+/* Move up to @size bytes of @r's socket into the buffer at the head, no more than its completion may have. Return: how
+ * many; the completion's flags. */
 static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *ret_flags) {
     weir__provided *entry = &group->entries[group->head & group->mask];
     bool is_incremental = (group->flags & IOU_PBUF_RING_INC) != 0;
+    if (r->sqe.len > 0 && size > r->sqe.len)
+        size = r->sqe.len;
     bool is_spill = size > entry->size;
     size = is_spill ? entry->size : size;
     if (size > 1 && sim_fault(SIM_SPLIT)) {
@@ -228,6 +232,10 @@ static bool run_receive(weir__ring *ring, request *r) {
     weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
     bool is_multishot = (r->sqe.ioprio & IORING_RECV_MULTISHOT) != 0;
     bool is_empty = group == NULL || group->head == group->tail;
+    if (!is_multishot && r->sqe.optlen > 0) {
+        end_request(ring, r, -EINVAL, 0);
+        return true;
+    }
     bool has_something = has_something_for(r);
     if (!r->has_tried && !has_something && is_empty && (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
         sim_event(SIM_EVENT_EMPTY_AT_ONCE);
@@ -266,6 +274,12 @@ static bool run_receive(weir__ring *ring, request *r) {
         }
         uint32_t flags;
         size = fill(group, r, size, &flags);
+        r->brought += (uint32_t)size;
+        if (r->sqe.optlen > 0 && r->brought >= r->sqe.optlen) { /* looked at now, and not before */
+            sim_event(SIM_EVENT_CAPPED);
+            end_request(ring, r, (int)size, flags);
+            return true;
+        }
         if (!has_room(ring)) {
             sim_event(SIM_EVENT_FULL_QUEUE);
             end_request(ring, r, (int)size, flags);
@@ -298,15 +312,20 @@ static bool run_send(weir__ring *ring, request *r) {
         size_t size = vectors[i].iov_len, part = size;
         if (part > 1 && sim_fault(SIM_SHORT_SEND))
             part = 1 + (size_t)sim_random(part - 1);
-        res = sim_transmit(r->socket, vectors[i].iov_base, part);
+        bool is_urgent = (r->sqe.msg_flags & MSG_OOB) != 0 && r->socket->other != NULL;
+        if (is_urgent) /* it is not among the others */
+            r->socket->other->is_urgent = true;
+        res = is_urgent ? (int)part : sim_transmit(r->socket, vectors[i].iov_base, part);
         if (res > 0)
             sent += (size_t)res;
         if (res < 0 || (size_t)res < size)
             break;
     }
     if (sent == 0 && res == -EAGAIN && (r->sqe.msg_flags & MSG_DONTWAIT) == 0) {
-        sim_require(!r->socket->is_urgent,
-                    "descriptor %d: a send that waits in the kernel has got a worker thread", r->socket->fd);
+        if (r->socket->is_urgent && !r->has_worker) {
+            r->has_worker = true;
+            sim_worker(r->socket);
+        }
         return false;
     }
     size_t all = 0;
@@ -441,7 +460,7 @@ static bool is_ready(const weir__ring *ring, const request *r) {
     case IORING_OP_SEND:
     case IORING_OP_SENDMSG:
         return socket->is_reset || socket->is_shut || socket->other == NULL || socket->has_error ||
-               sim_readable(socket->other) < socket->other->room;
+               sim_readable(socket->other) < socket->other->room || (socket->is_urgent && !r->has_worker);
     case IORING_OP_ACCEPT:
         return socket->pending_count > 0;
     case IORING_OP_CONNECT:

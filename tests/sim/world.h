@@ -86,6 +86,7 @@ enum sim_fault {
     X(FULL_QUEUE, "a full completion queue ends a multishot")                        \
     X(OVERFLOW, "a completion overflows")                                            \
     X(FLUSH, "overflown completions are flushed")                                    \
+    X(CAPPED, "a receive ends, for it has brought as much as it was asked for")      \
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue") \
     X(SHORT, "a short send")                                                         \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                  \
@@ -237,6 +238,8 @@ unsigned sim_ring_requests(void);
 bool sim_world_step(void);
 /* Another thread gets in between. */
 void sim_other_thread(void);
+/* A request that was woken in vain, again and again, has got a worker thread. */
+void sim_worker(const sim_socket *socket);
 /* The loop would sleep now, until then at most: may it? */
 void sim_check_sleep(int64_t until);
 /* One whole run; returns when it is over and well. */
