@@ -85,7 +85,9 @@ void weir__uring_finish_later(weir__uring *u, weir__op *op, int32_t result) {
 
 /* The kernel has ended it, and it is not to be started again. */
 static void finish(weir__uring *u, weir__op *op, int32_t result) {
-    if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_ENDED) != 0 && result == -ECANCELED)
+    /* An error that the look found is told by the socket no more: a receive after it finds a mere end. */
+    if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_ENDED) != 0 &&
+        (result == -ECANCELED || result == 0))
         result = op->result;
     if (op->cancel == CANCEL_WANTED) {
         weir__list_remove(&op->link);

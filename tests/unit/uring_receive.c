@@ -239,6 +239,21 @@ static void error_found_by_looking_is_told(void **state) {
     rig_close();
 }
 
+/* The look had taken the error out of the socket, and the receive, on its way before it could be cancelled, found an end
+ * there. The stream was told of a good end, watched a socket that had nothing more to tell, and stayed for ever. */
+static void error_found_by_looking_is_told_although_the_receive_then_finds_an_end(void **state) {
+    (void)state;
+    script_entry *entry = silent_receive();
+    script_set_peek(-ECONNRESET);
+    tick();
+    rig_submit();
+    script_complete(script_expect_cancel(entry), -ENOENT, 0);
+    script_complete(entry, 0, 0);
+    rig_turn();
+    told_final(o, -ECONNRESET);
+    rig_close();
+}
+
 static void cancel_after_a_forgotten_end_still_tells_of_the_end(void **state) {
     (void)state;
     script_entry *entry = silent_receive();
@@ -413,6 +428,7 @@ int main(void) {
         rig_test(end_that_the_kernel_forgot_is_told),
         rig_test(end_that_the_kernel_told_after_all_is_told_once),
         rig_test(error_found_by_looking_is_told),
+        rig_test(error_found_by_looking_is_told_although_the_receive_then_finds_an_end),
         rig_test(cancel_after_a_forgotten_end_still_tells_of_the_end),
         rig_test(silent_receive_is_looked_at_once_and_again_when_it_was_heard_of),
         rig_test(receive_that_the_kernel_goes_on_with_is_not_looked_at),
