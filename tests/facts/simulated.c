@@ -82,6 +82,10 @@ bool sim_world_step(void) {
 void sim_other_thread(void) {
 }
 
+void sim_between(sim_socket *socket) {
+    (void)socket;
+}
+
 void sim_worker(const sim_socket *socket) {
     (void)socket;
     workers++;

@@ -199,6 +199,8 @@ int sim_poll(const sim_socket *socket) {
 
 int weir__sys_socket(int family, int type) {
     (void)type;
+    if (sim_fault(SIM_SOCKET_ENOMEM))
+        return -ENOMEM;
     sim_socket *socket = socket_new(SIM_STREAM);
     socket->is_tcp = family != AF_UNIX;
     int fd = sim_descriptor(socket);

@@ -365,7 +365,8 @@ static void on_drain(weir_stream *stream, void *userdata) {
 /* Why it ended must be something that happened. */
 static void check_reason(const connection *c, int reason, int error) {
     bool has_gone = c->peer_gone || c->peer_was_reset;
-    bool lacked_memory = sim.faults[SIM_NO_MEMORY] + sim.faults[SIM_REQUEST_ENOMEM] > 0;
+    bool lacked_memory =
+        sim.faults[SIM_NO_MEMORY] + sim.faults[SIM_REQUEST_ENOMEM] + sim.faults[SIM_POLL_ENOMEM] > 0;
     switch (reason) {
     case WEIR_CLOSE_LOCAL:
     case WEIR_CLOSE_PEER:
@@ -726,6 +727,14 @@ bool sim_world_step(void) {
     return did;
 }
 
+void sim_between(sim_socket *socket) {
+    if (app.loop == NULL || !sim_fault(SIM_RESET_BETWEEN))
+        return;
+    connection *c = sim_random(2) == 0 ? socket->peer : any_connection();
+    if (c != NULL && c->is_used && c->socket != NULL && !c->peer_gone)
+        peer_reset(c);
+}
+
 void sim_worker(const sim_socket *socket) {
     sim_fail("descriptor %d: a send that waits in the kernel has got a worker thread", socket->fd);
 }
@@ -971,6 +980,23 @@ const char *sim_describe(void) {
     return text;
 }
 
+/* What fails leaves nothing behind; after that it succeeds. */
+static weir_loop *open_loop(const weir_loop_options *options) {
+    const weir__tuning tuning = { .no_self_test = true };
+    weir_loop *loop = NULL;
+    app.may_fail = true;
+    int r = weir__loop_new(options, &tuning, &loop);
+    app.may_fail = false;
+    sim.is_calm = true; /* what else is opened now is not tested here */
+    if (r == 0)
+        return loop;
+    sim_require(r == -ENOMEM || r == -EMFILE, "a loop could not be made: %s", weir_error_name(r));
+    sim_require(loop == NULL && app.live_blocks == 0 && sim.mappings == 0 && sim.descriptors == 0,
+                "a loop that could not be made left something behind");
+    sim_require(weir__loop_new(options, &tuning, &loop) == 0, "no loop");
+    return loop;
+}
+
 static void open_all(void) {
     app.max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     uint32_t buffer = 4096U << sim_random(3);
@@ -986,10 +1012,7 @@ static void open_all(void) {
                                   .pool = &pool,
                                   .allocator = &allocator,
                                   .max_turn_events = app.max_turn_events };
-    const weir__tuning tuning = { .no_self_test = true };
-    sim.is_calm = true; /* opening is not what is tested here */
-    weir_loop *loop;
-    sim_require(weir__loop_new(&options, &tuning, &loop) == 0, "no loop");
+    weir_loop *loop = open_loop(&options);
     app.max_streams = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     app.queue_limit = sim_random(2) == 0 ? (uint64_t)1 << (12 + sim_random(9)) : 16 << 20;
     app.queue_high = app.queue_limit / 2 < 1 << 20 ? app.queue_limit / 2 : 1 << 20;

@@ -294,6 +294,7 @@ static bool run_receive(weir__ring *ring, request *r) {
         else
             may_forget_end(r);
         post(ring, r->sqe.user_data, (int)size, flags | IORING_CQE_F_MORE);
+        sim_between(socket);
     }
     sim_event(SIM_EVENT_MANY_RETRIES);
     return false;
@@ -503,15 +504,42 @@ static void run_work(weir__ring *ring) {
                 continue;
             }
             done++;
+            sim_socket *socket = (*at)->socket;
             if (run(ring, *at))
                 unlink_request(ring, at);
             else
                 at = &(*at)->next;
+            sim_between(socket);
         }
     }
 }
 
 /* ---- submitting ------------------------------------------------------------------------------------- */
+
+static void unlink_this(weir__ring *ring, const request *r) {
+    request **at = &ring->requests;
+    while (*at != r)
+        at = &(*at)->next;
+    unlink_request(ring, at);
+}
+
+/* What @r was to bring was on its way, and comes; a multishot ends after it. */
+static void go_on(weir__ring *ring, request *r, uint64_t user_data) {
+    static const int answers[] = { -ENOENT, -EALREADY, 0 };
+    bool answers_first = sim_random(2) == 0;
+    int answer = answers[sim_random(3)];
+    if (answers_first)
+        post(ring, user_data, answer, 0);
+    if (run(ring, r)) {
+        sim_event(SIM_EVENT_CANCEL_OWN_RESULT);
+        unlink_this(ring, r);
+    } else {
+        r->ended = -ECANCELED;
+        r->not_before = 0;
+    }
+    if (!answers_first)
+        post(ring, user_data, answer, 0);
+}
 
 static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
     for (request *r = ring->requests; r != NULL; r = r->next) {
@@ -520,6 +548,10 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
         if (sim_fault(SIM_CANCEL_ENOENT)) {
             sim_event(SIM_EVENT_CANCEL_MISSED);
             post(ring, sqe->user_data, -ENOENT, 0);
+            return;
+        }
+        if (is_ready(ring, r) && sim_fault(SIM_CANCEL_TOO_LATE)) {
+            go_on(ring, r, sqe->user_data);
             return;
         }
         if (sim_fault(SIM_CANCEL_EALREADY)) {
@@ -535,12 +567,8 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
             r->not_before = 0;
         if (sim_fault(SIM_CANCEL_LATE)) { /* the target's completion first */
             r->not_before = 0;
-            for (request **at = &ring->requests; *at != NULL; at = &(*at)->next)
-                if (*at == r) {
-                    (void)run(ring, r);
-                    unlink_request(ring, at);
-                    break;
-                }
+            (void)run(ring, r);
+            unlink_this(ring, r);
             sim_event(SIM_EVENT_CANCEL_SECOND);
         } else {
             sim_event(SIM_EVENT_CANCEL_FIRST);
@@ -576,7 +604,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     for (const request *r = ring->requests; r != NULL; r = r->next)
         sim_require(r->sqe.user_data != sqe->user_data,
                     "an operation was submitted again before it had completed");
-    if (sqe->opcode != IORING_OP_POLL_ADD && sim_fault(SIM_REQUEST_ENOMEM)) {
+    if (sim_fault(sqe->opcode == IORING_OP_POLL_ADD ? SIM_POLL_ENOMEM : SIM_REQUEST_ENOMEM)) {
         post(ring, sqe->user_data, -ENOMEM, 0);
         return;
     }
@@ -588,12 +616,8 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     *ring->last = r;
     ring->last = &r->next;
     if (sqe->opcode == IORING_OP_RECV && (sqe->ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
-        if (run(ring, r)) /* it is the last one */
-            for (request **at = &ring->requests; *at != NULL; at = &(*at)->next)
-                if (*at == r) {
-                    unlink_request(ring, at);
-                    return;
-                }
+        if (run(ring, r))
+            unlink_this(ring, r);
     } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT ||
                sqe->opcode == IORING_OP_ACCEPT || must_not_wait(sqe) || sim_random(2) == 0) {
         if (sqe->opcode == IORING_OP_RECV) {
@@ -604,11 +628,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
             return;
         }
         if (run(ring, r))
-            for (request **at = &ring->requests; *at != NULL; at = &(*at)->next)
-                if (*at == r) {
-                    unlink_request(ring, at);
-                    return;
-                }
+            unlink_this(ring, r);
     }
 }
 
@@ -635,6 +655,8 @@ unsigned sim_ring_requests(void) {
 
 int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsigned cq_entries,
                     uint32_t setup_flags, weir__ring **ret_ring) {
+    if (sim_fault(SIM_RING_ENOMEM))
+        return -ENOMEM;
     weir__ring *ring = calloc(1, sizeof *ring);
     sim_require(the_ring == NULL, "a second ring was opened");
     starved.count = 0;
@@ -736,6 +758,8 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
     }
     if (ring->sq_count > 0 && sim_fault(SIM_ENTER_EAGAIN))
         return -EAGAIN;
+    if (sim_fault(SIM_ENTER_ENOMEM))
+        return -ENOMEM;
     unsigned count = ring->sq_count;
     struct io_uring_sqe *sqes = calloc(count + 1, sizeof *sqes);
     memcpy(sqes, ring->sqes, count * sizeof *sqes);
@@ -764,6 +788,8 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
 int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, uint16_t flags,
                            const weir_allocator *allocator, weir__buffer_ring **ret_buffers) {
     (void)allocator;
+    if (sim_fault(SIM_RING_ENOMEM))
+        return -ENOMEM;
     weir__buffer_ring *buffers = calloc(1, sizeof *buffers);
     sim_require(entries > 0 && (entries & (entries - 1)) == 0, "a buffer ring of %u entries", entries);
     buffers->entries = calloc(entries, sizeof *buffers->entries);

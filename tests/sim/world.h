@@ -25,37 +25,43 @@
 
 /* ---- faults: what a kernel may do and seldom does --------------------------------------------------- */
 
-#define SIM_FAULTS(X)                                                    \
-    X(SPLIT, "a receive brings less than there is")                      \
-    X(FORGET_END, "an end or a reset is not told after data")            \
-    X(URGENT, "a peer sends an urgent byte, which nobody reads")         \
-    X(RETIRE_EARLY, "a buffer is given up with room left")               \
-    X(END_WITH_DATA, "a multishot receive ends with data")               \
-    X(NO_BUFFERS, "no buffer for a receive although some are published") \
-    X(UNASKED_CANCEL, "-ECANCELED, -EINTR or -EAGAIN for nothing")       \
-    X(END_WITH_BUFFER, "an end that takes a buffer (before 6.12.78)")    \
-    X(SHORT_SEND, "a send takes less than there is room for")            \
-    X(SMALL_WORK, "an enter runs only some of the deferred work")        \
-    X(TINY_CQ, "a completion queue of a few entries")                    \
-    X(TINY_SQ, "a submission queue of a few entries")                    \
-    X(ENTER_EINTR, "a signal ends a wait")                               \
-    X(ENTER_EAGAIN, "no memory for a submission")                        \
-    X(ENTER_EBUSY, "overflown completions first")                        \
-    X(CANCEL_ENOENT, "a cancellation does not find a live request")      \
-    X(CANCEL_EALREADY, "a cancellation comes while its target runs")     \
-    X(CANCEL_LATE, "a cancellation answers after its target")            \
-    X(RESET, "the peer resets")                                          \
-    X(REFUSE, "nobody listens any more")                                 \
-    X(BLACKHOLE, "a connection attempt is never answered")               \
-    X(NO_DESCRIPTOR, "no descriptor for a new connection")               \
-    X(ACCEPT_ERROR, "a connection is gone before it is accepted")        \
-    X(ACCEPT_END, "a multishot accept ends")                             \
-    X(WATCH_END, "a multishot poll ends")                                \
-    X(REQUEST_ENOMEM, "no memory for a request")                         \
-    X(NO_MEMORY, "an allocation fails")                                  \
-    X(SPURIOUS_WAKE, "a wait ends without a reason")                     \
-    X(LOST_WAKE, "a wait goes on although something is there")           \
-    X(OTHER_THREAD, "another thread does something in between")          \
+#define SIM_FAULTS(X)                                                     \
+    X(SPLIT, "a receive brings less than there is")                       \
+    X(FORGET_END, "an end or a reset is not told after data")             \
+    X(URGENT, "a peer sends an urgent byte, which nobody reads")          \
+    X(RETIRE_EARLY, "a buffer is given up with room left")                \
+    X(END_WITH_DATA, "a multishot receive ends with data")                \
+    X(NO_BUFFERS, "no buffer for a receive although some are published")  \
+    X(UNASKED_CANCEL, "-ECANCELED, -EINTR or -EAGAIN for nothing")        \
+    X(END_WITH_BUFFER, "an end that takes a buffer (before 6.12.78)")     \
+    X(SHORT_SEND, "a send takes less than there is room for")             \
+    X(SMALL_WORK, "an enter runs only some of the deferred work")         \
+    X(TINY_CQ, "a completion queue of a few entries")                     \
+    X(TINY_SQ, "a submission queue of a few entries")                     \
+    X(ENTER_EINTR, "a signal ends a wait")                                \
+    X(ENTER_EAGAIN, "no memory for a submission")                         \
+    X(ENTER_EBUSY, "overflown completions first")                         \
+    X(CANCEL_ENOENT, "a cancellation does not find a live request")       \
+    X(CANCEL_EALREADY, "a cancellation comes while its target runs")      \
+    X(CANCEL_LATE, "a cancellation answers after its target")             \
+    X(CANCEL_TOO_LATE, "its target completes as if nobody had cancelled") \
+    X(RESET, "the peer resets")                                           \
+    X(RESET_BETWEEN, "it resets between two completions of one enter")    \
+    X(REFUSE, "nobody listens any more")                                  \
+    X(BLACKHOLE, "a connection attempt is never answered")                \
+    X(NO_DESCRIPTOR, "no descriptor for a new connection")                \
+    X(ACCEPT_ERROR, "a connection is gone before it is accepted")         \
+    X(ACCEPT_END, "a multishot accept ends")                              \
+    X(WATCH_END, "a multishot poll ends")                                 \
+    X(REQUEST_ENOMEM, "no memory for a request")                          \
+    X(POLL_ENOMEM, "no memory for a poll")                                \
+    X(ENTER_ENOMEM, "an enter has no memory")                             \
+    X(RING_ENOMEM, "no memory for a ring, or one of buffers")             \
+    X(SOCKET_ENOMEM, "no memory for a socket")                            \
+    X(NO_MEMORY, "an allocation fails")                                   \
+    X(SPURIOUS_WAKE, "a wait ends without a reason")                      \
+    X(LOST_WAKE, "a wait goes on although something is there")            \
+    X(OTHER_THREAD, "another thread does something in between")           \
     X(REORDER, "completions overtake each other (before 6.12.29, classic rings)")
 
 enum sim_fault {
@@ -94,6 +100,7 @@ enum sim_fault {
     X(CANCEL_FIRST, "a cancellation answered before its target")                     \
     X(CANCEL_SECOND, "a cancellation answered after its target")                     \
     X(CANCEL_MISSED, "a cancellation found nothing")                                 \
+    X(CANCEL_OWN_RESULT, "what was cancelled completed with a result of its own")    \
     X(ACCEPTED, "a connection was accepted")                                         \
     X(OUT_OF_DESCRIPTORS, "an accept ended for want of a descriptor")                \
     X(CONNECTED, "a connect succeeded")                                              \
@@ -240,6 +247,8 @@ bool sim_world_step(void);
 void sim_other_thread(void);
 /* A request that was woken in vain, again and again, has got a worker thread. */
 void sim_worker(const sim_socket *socket);
+/* Between two completions of one enter: @socket's peer may reset it, and so may any other. */
+void sim_between(sim_socket *socket);
 /* The loop would sleep now, until then at most: may it? */
 void sim_check_sleep(int64_t until);
 /* One whole run; returns when it is over and well. */
