@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "sim/world.h"
+#include "sim/ring.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 
 /*
  * io_uring as it behaves: submissions are tried when they are entered and wait for their socket otherwise; deferred
@@ -14,44 +11,7 @@
  * to run, within what the real one may do, is drawn from the seed.
  */
 
-enum { RETRIES = 32, MOST_IDLE_ENTERS = 500 };
-
-typedef struct request {
-    struct request *next;
-    struct io_uring_sqe sqe;
-    sim_socket *socket;
-    int polled;       /* events told already (edge-triggered) */
-    uint64_t signals; /* of an eventfd, seen */
-    bool has_tried, has_worker;
-    uint32_t brought;   /* by a receive */
-    unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
-    int ended;          /* a result that is to come: -ECANCELED and the like; 0: none */
-    int64_t not_before; /* an answer that takes its time */
-} request;
-
-struct weir__buffer_ring {
-    weir__provided *entries; /* as the kernel rewrites them */
-    uint32_t mask, head, tail;
-    uint16_t group, flags;
-    bool is_registered;
-    uint64_t last_user; /* user_data of who filled the head so far */
-};
-
-struct weir__ring {
-    const weir_allocator *allocator;
-    struct io_uring_sqe *sqes;
-    unsigned sq_entries, sq_count;
-    weir__cqe *cqes;
-    unsigned cq_entries, cq_head, cq_tail;
-    weir__cqe *overflow;
-    size_t overflow_count, overflow_capacity;
-    request *requests, **last;
-    weir__buffer_ring *groups[256];
-    uint32_t setup_flags;
-    bool is_enabled;
-    unsigned idle_enters; /* in a row */
-    unsigned vain_looks;  /* at an empty queue, since the last enter */
-};
+enum { MOST_IDLE_ENTERS = 500 };
 
 static weir__ring *the_ring; /* the loop's; there is one */
 
@@ -63,7 +23,7 @@ static struct {
     size_t count;
 } starved;
 
-static void starve(uint64_t user_data, const sim_socket *socket) {
+void sim_starve(uint64_t user_data, const sim_socket *socket) {
     if (starved.count == sizeof starved.user_data / sizeof *starved.user_data)
         return;
     sim_note("descriptor %d found no buffer", socket->fd);
@@ -104,15 +64,15 @@ static void armed_again(uint64_t user_data) {
 
 /* ---- completing ------------------------------------------------------------------------------------- */
 
-static bool has_room(const weir__ring *ring) {
+bool sim_has_room(const weir__ring *ring) {
     return ring->cq_tail - ring->cq_head < ring->cq_entries && ring->overflow_count == 0;
 }
 
-static void post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags) {
+void sim_post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags) {
     if (sim.config.trace)
         sim_note("completion of %#llx: %d, flags %#x", (unsigned long long)user_data, res, flags);
     weir__cqe cqe = { user_data, res, flags };
-    if (has_room(ring)) {
+    if (sim_has_room(ring)) {
         ring->cqes[ring->cq_tail++ % ring->cq_entries] = cqe;
         unsigned count = ring->cq_tail - ring->cq_head;
         bool is_classic = (flags & (IORING_CQE_F_BUFFER | IORING_CQE_F_BUF_MORE)) == IORING_CQE_F_BUFFER;
@@ -148,336 +108,15 @@ static void flush(weir__ring *ring) {
 }
 
 /* The last completion of a request. The caller unlinks it. */
-static void end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
-    post(ring, r->sqe.user_data, res, flags);
+void sim_end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
+    sim_post(ring, r->sqe.user_data, res, flags);
     if (r->socket != NULL)
         r->socket->requests--;
 }
 
-/* ---- buffers ---------------------------------------------------------------------------------------- */
-
-/* Move up to @size bytes of @r's socket into the buffer at the head, no more than its completion may have. Return: how
- * many; the completion's flags. */
-static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *ret_flags) {
-    weir__provided *entry = &group->entries[group->head & group->mask];
-    bool is_incremental = (group->flags & IOU_PBUF_RING_INC) != 0;
-    if (r->sqe.len > 0 && size > r->sqe.len)
-        size = r->sqe.len;
-    bool is_spill = size > entry->size;
-    size = is_spill ? entry->size : size;
-    if (size > 1 && sim_fault(SIM_SPLIT)) {
-        size = 1 + (size_t)sim_random(size - 1);
-        is_spill = false;
-    }
-    const sim_bytes *bytes = &r->socket->received;
-    sim_kernel_write(entry->data, bytes->data + bytes->head, size);
-    sim_take(r->socket, NULL, size);
-    *ret_flags = IORING_CQE_F_BUFFER | (uint32_t)entry->id << IORING_CQE_BUFFER_SHIFT;
-    if (!is_incremental) {
-        group->head++;
-        sim_event(SIM_EVENT_CLASSIC);
-        return size;
-    }
-    if (group->last_user != 0 && group->last_user != r->sqe.user_data)
-        sim_event(SIM_EVENT_INTERLEAVED);
-    group->last_user = r->sqe.user_data;
-    if (size == entry->size) {
-        sim_event(is_spill ? SIM_EVENT_SPILL : SIM_EVENT_EXACT_FILL);
-    } else if (sim_fault(SIM_RETIRE_EARLY)) {
-        sim_event(SIM_EVENT_RETIRED_EARLY);
-    } else {
-        sim_event(SIM_EVENT_PARTIAL_FILL);
-        entry->data = (uint8_t *)entry->data + size;
-        entry->size -= (uint32_t)size;
-        *ret_flags |= IORING_CQE_F_BUF_MORE;
-        return size;
-    }
-    entry->size = 0; /* and a stale address */
-    group->head++;
-    group->last_user = 0;
-    return size;
-}
-
-/* ---- requests: each returns true when it is over ------------------------------------------------------ */
-
-/* How it has ended, each way a bit; 0: not. TCP's orderly end the kernel never forgets. */
-static unsigned end_of(const sim_socket *socket) {
-    bool is_gone = socket->is_connected && socket->other == NULL;
-    return (socket->has_ended ? 1U : 0) | (socket->has_error || socket->is_reset ? 2U : 0) | (is_gone ? 4U : 0);
-}
-
-/* The far end wrote and ended, and both woke the receive at once, or before it polled: only the bytes are noticed. What
- * the far end does after that is one more wake-up. */
-static void may_forget_end(request *r) {
-    const sim_socket *socket = r->socket;
-    unsigned end = end_of(socket);
-    bool has_polled = (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) != 0;
-    r->sqe.ioprio &= (uint16_t)~IORING_RECVSEND_POLL_FIRST;
-    if (end == 0 || (socket->is_tcp && !socket->is_reset) || socket->is_disconnected)
-        return;
-    if (has_polled || sim_fault(SIM_FORGET_END)) {
-        sim_event(SIM_EVENT_END_FORGOTTEN);
-        r->forgotten = end;
-    }
-}
-
-static bool has_something_for(const request *r) {
-    const sim_socket *socket = r->socket;
-    return sim_readable(socket) > 0 || ((socket->has_ended || socket->has_error) &&
-                                        (r->forgotten != end_of(socket) || socket->is_disconnected));
-}
-
-static bool run_receive(weir__ring *ring, request *r) {
-    sim_socket *socket = r->socket;
-    weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
-    bool is_multishot = (r->sqe.ioprio & IORING_RECV_MULTISHOT) != 0;
-    bool is_empty = group == NULL || group->head == group->tail;
-    if (!is_multishot && r->sqe.optlen > 0) {
-        end_request(ring, r, -EINVAL, 0);
-        return true;
-    }
-    bool has_something = has_something_for(r);
-    if (!r->has_tried && !has_something && is_empty && (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
-        sim_event(SIM_EVENT_EMPTY_AT_ONCE);
-        starve(r->sqe.user_data, socket);
-        end_request(ring, r, -ENOBUFS, 0);
-        return true;
-    }
-    if (!r->has_tried && !has_something && is_empty)
-        sim_event(SIM_EVENT_POLL_FIRST_WAITS);
-    r->has_tried = true;
-    for (int retry = 0; retry < RETRIES; retry++) {
-        size_t size = sim_readable(socket);
-        if (!has_something_for(r))
-            return false;
-        if (group == NULL || group->head == group->tail || sim_fault(SIM_NO_BUFFERS)) {
-            sim_event(size > 0 ? SIM_EVENT_EMPTY_WITH_DATA : SIM_EVENT_EMPTY_WITH_END);
-            starve(r->sqe.user_data, socket);
-            end_request(ring, r, -ENOBUFS, 0);
-            return true;
-        }
-        if (size == 0) {
-            /* An end that was there before the reset is what a receive hears; a send hears of the other. */
-            int res = socket->ended_first ? 0 : sim_take_error(socket);
-            if (socket->is_disconnected)
-                res = sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET;
-            sim_event(res < 0 ? SIM_EVENT_RESET_SEEN : SIM_EVENT_END);
-            uint32_t end_flags = sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
-            if (res == 0 && (group->flags & IOU_PBUF_RING_INC) != 0 && sim_fault(SIM_END_WITH_BUFFER)) {
-                weir__provided *head = &group->entries[group->head++ & group->mask];
-                end_flags |= IORING_CQE_F_BUFFER | (uint32_t)head->id << IORING_CQE_BUFFER_SHIFT;
-                head->size = 0;
-                group->last_user = 0;
-            }
-            end_request(ring, r, res, end_flags);
-            return true;
-        }
-        uint32_t flags;
-        size = fill(group, r, size, &flags);
-        r->brought += (uint32_t)size;
-        if (r->sqe.optlen > 0 && r->brought >= r->sqe.optlen) { /* looked at now, and not before */
-            sim_event(SIM_EVENT_CAPPED);
-            end_request(ring, r, (int)size, flags);
-            return true;
-        }
-        if (!has_room(ring)) {
-            sim_event(SIM_EVENT_FULL_QUEUE);
-            end_request(ring, r, (int)size, flags);
-            return true;
-        }
-        if (!is_multishot || sim_fault(SIM_END_WITH_DATA)) {
-            end_request(ring, r, (int)size, flags);
-            return true;
-        }
-        if (sim_readable(socket) > 0)
-            flags |= IORING_CQE_F_SOCK_NONEMPTY;
-        else
-            may_forget_end(r);
-        post(ring, r->sqe.user_data, (int)size, flags | IORING_CQE_F_MORE);
-        sim_between(socket);
-    }
-    sim_event(SIM_EVENT_MANY_RETRIES);
-    return false;
-}
-
-static bool run_send(weir__ring *ring, request *r) {
-    struct iovec one = { (void *)(uintptr_t)r->sqe.addr, r->sqe.len }, *vectors = &one;
-    size_t count = 1, sent = 0;
-    int res = 0;
-    if (r->sqe.opcode == IORING_OP_SENDMSG) {
-        const struct msghdr *header = (const struct msghdr *)(uintptr_t)r->sqe.addr;
-        vectors = header->msg_iov;
-        count = header->msg_iovlen;
-    }
-    for (size_t i = 0; i < count; i++) {
-        size_t size = vectors[i].iov_len, part = size;
-        if (part > 1 && sim_fault(SIM_SHORT_SEND))
-            part = 1 + (size_t)sim_random(part - 1);
-        bool is_urgent = (r->sqe.msg_flags & MSG_OOB) != 0 && r->socket->other != NULL;
-        if (is_urgent) /* it is not among the others */
-            r->socket->other->is_urgent = true;
-        res = is_urgent ? (int)part : sim_transmit(r->socket, vectors[i].iov_base, part);
-        if (res > 0)
-            sent += (size_t)res;
-        if (res < 0 || (size_t)res < size)
-            break;
-    }
-    if (sent == 0 && res == -EAGAIN && (r->sqe.msg_flags & MSG_DONTWAIT) == 0) {
-        if (r->socket->is_urgent && !r->has_worker) {
-            r->has_worker = true;
-            sim_worker(r->socket);
-        }
-        return false;
-    }
-    size_t all = 0;
-    for (size_t i = 0; i < count; i++)
-        all += vectors[i].iov_len;
-    if (sent == 0 && res != -EAGAIN)
-        sim_event(SIM_EVENT_SEND_FAILED);
-    else if (sent > 0 && sent < all)
-        sim_event(SIM_EVENT_SHORT);
-    end_request(ring, r, sent > 0 ? (int)sent : res, 0);
-    return true;
-}
-
-static bool run_accept(weir__ring *ring, request *r) {
-    bool is_multishot = (r->sqe.ioprio & IORING_ACCEPT_MULTISHOT) != 0;
-    if (!r->has_tried && sim_lacks_descriptors()) { /* whether somebody waits is looked at later */
-        sim_event(SIM_EVENT_OUT_OF_DESCRIPTORS);
-        end_request(ring, r, -EMFILE, 0);
-        return true;
-    }
-    r->has_tried = true;
-    for (;;) {
-        if (r->socket->pending_count == 0)
-            return false;
-        if (sim_fault(SIM_ACCEPT_ERROR)) {
-            sim_reset(sim_accept(r->socket));
-            end_request(ring, r, -ECONNABORTED, 0);
-            return true;
-        }
-        int fd = sim_descriptor(r->socket->pending[0]);
-        if (fd < 0) {
-            sim_event(SIM_EVENT_OUT_OF_DESCRIPTORS);
-            end_request(ring, r, fd, 0);
-            return true;
-        }
-        (void)sim_accept(r->socket);
-        sim_event(SIM_EVENT_ACCEPTED);
-        if (!is_multishot || !has_room(ring) || sim_fault(SIM_ACCEPT_END)) {
-            end_request(ring, r, fd, 0);
-            return true;
-        }
-        post(ring, r->sqe.user_data, fd, IORING_CQE_F_MORE);
-    }
-}
-
-static bool run_connect(weir__ring *ring, request *r) {
-    if (!r->has_tried) {
-        r->has_tried = true;
-        r->not_before =
-            sim.now_ns + (sim_fault(SIM_BLACKHOLE) ? INT64_C(1) << 60 : (int64_t)sim_random(3) * 1000000);
-    }
-    if (sim.now_ns < r->not_before)
-        return false;
-    int res = sim_fault(SIM_REFUSE)
-                  ? -ECONNREFUSED
-                  : sim_connect(r->socket, (const struct sockaddr *)(uintptr_t)r->sqe.addr, (socklen_t)r->sqe.off);
-    sim_event(res < 0 ? SIM_EVENT_CONNECT_FAILED : SIM_EVENT_CONNECTED);
-    end_request(ring, r, res, 0);
-    return true;
-}
-
-static bool run_poll(weir__ring *ring, request *r) {
-    if (r->socket->kind == SIM_EVENTFD) {
-        if (r->signals == r->socket->signals)
-            return false;
-        r->signals = r->socket->signals;
-        sim_event(SIM_EVENT_WOKEN);
-        bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !has_room(ring) || sim_fault(SIM_WATCH_END);
-        if (ends)
-            end_request(ring, r, POLLIN, 0);
-        else
-            post(ring, r->sqe.user_data, POLLIN, IORING_CQE_F_MORE);
-        return ends;
-    }
-    int events = sim_poll(r->socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP);
-    if ((events & ~r->polled) == 0)
-        return false;
-    r->polled = events;
-    if ((r->sqe.poll32_events & POLLOUT) != 0)
-        sim_event(SIM_EVENT_SEND_WAITED);
-    else
-        sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
-    bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !has_room(ring) || sim_fault(SIM_WATCH_END);
-    if (ends)
-        end_request(ring, r, events, 0);
-    else
-        post(ring, r->sqe.user_data, events, IORING_CQE_F_MORE);
-    return ends;
-}
-
-static bool run(weir__ring *ring, request *r) {
-    if (r->ended != 0) {
-        if (sim.now_ns < r->not_before)
-            return false;
-        if (r->sqe.opcode == IORING_OP_RECV)
-            sim_event(sim_readable(r->socket) > 0 ? SIM_EVENT_CANCELLED_WITH_DATA : SIM_EVENT_CANCELLED);
-        end_request(ring, r, r->ended, 0);
-        return true;
-    }
-    if (r->sqe.opcode != IORING_OP_POLL_ADD && r->sqe.opcode != IORING_OP_ACCEPT &&
-        sim_fault(SIM_UNASKED_CANCEL) && r->sqe.opcode != IORING_OP_CONNECT) {
-        static const int errors[] = { -ECANCELED, -EINTR, -EAGAIN };
-        end_request(ring, r, errors[sim_random(3)], 0);
-        return true;
-    }
-    switch (r->sqe.opcode) {
-    case IORING_OP_RECV:
-        return run_receive(ring, r);
-    case IORING_OP_SEND:
-    case IORING_OP_SENDMSG:
-        return run_send(ring, r);
-    case IORING_OP_ACCEPT:
-        return run_accept(ring, r);
-    case IORING_OP_CONNECT:
-        return run_connect(ring, r);
-    case IORING_OP_POLL_ADD:
-        return run_poll(ring, r);
-    default:
-        sim_fail("operation %u is not in the model", r->sqe.opcode);
-    }
-}
-
-/* Would it complete something if it ran? */
-static bool is_ready(const weir__ring *ring, const request *r) {
-    const sim_socket *socket = r->socket;
-    (void)ring;
-    if (r->ended != 0)
-        return sim.now_ns >= r->not_before;
-    switch (r->sqe.opcode) {
-    case IORING_OP_RECV:
-        return has_something_for(r);
-    case IORING_OP_SEND:
-    case IORING_OP_SENDMSG:
-        return socket->is_reset || socket->is_shut || socket->other == NULL || socket->has_error ||
-               sim_readable(socket->other) < socket->other->room || (socket->is_urgent && !r->has_worker);
-    case IORING_OP_ACCEPT:
-        return socket->pending_count > 0;
-    case IORING_OP_CONNECT:
-        return sim.now_ns >= r->not_before;
-    case IORING_OP_POLL_ADD:
-        return socket->kind == SIM_EVENTFD
-                   ? r->signals != socket->signals
-                   : (sim_poll(socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP) & ~r->polled) != 0;
-    default:
-        return false;
-    }
-}
-
 static bool has_ready(const weir__ring *ring) {
     for (const request *r = ring->requests; r != NULL; r = r->next)
-        if (is_ready(ring, r))
+        if (sim_is_ready(r))
             return true;
     return false;
 }
@@ -499,13 +138,13 @@ static void run_work(weir__ring *ring) {
     for (int round = 0; round < 2; round++) {
         unsigned index = 0;
         for (request **at = &ring->requests; *at != NULL && done < limit; index++) {
-            if ((round == 0) == (index < skip) || !is_ready(ring, *at)) {
+            if ((round == 0) == (index < skip) || !sim_is_ready(*at)) {
                 at = &(*at)->next;
                 continue;
             }
             done++;
             sim_socket *socket = (*at)->socket;
-            if (run(ring, *at))
+            if (sim_run_request(ring, *at))
                 unlink_request(ring, at);
             else
                 at = &(*at)->next;
@@ -529,8 +168,8 @@ static void go_on(weir__ring *ring, request *r, uint64_t user_data) {
     bool answers_first = sim_random(2) == 0;
     int answer = answers[sim_random(3)];
     if (answers_first)
-        post(ring, user_data, answer, 0);
-    if (run(ring, r)) {
+        sim_post(ring, user_data, answer, 0);
+    if (sim_run_request(ring, r)) {
         sim_event(SIM_EVENT_CANCEL_OWN_RESULT);
         unlink_this(ring, r);
     } else {
@@ -538,7 +177,7 @@ static void go_on(weir__ring *ring, request *r, uint64_t user_data) {
         r->not_before = 0;
     }
     if (!answers_first)
-        post(ring, user_data, answer, 0);
+        sim_post(ring, user_data, answer, 0);
 }
 
 static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
@@ -547,17 +186,17 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
             continue;
         if (sim_fault(SIM_CANCEL_ENOENT)) {
             sim_event(SIM_EVENT_CANCEL_MISSED);
-            post(ring, sqe->user_data, -ENOENT, 0);
+            sim_post(ring, sqe->user_data, -ENOENT, 0);
             return;
         }
-        if (is_ready(ring, r) && sim_fault(SIM_CANCEL_TOO_LATE)) {
+        if (sim_is_ready(r) && sim_fault(SIM_CANCEL_TOO_LATE)) {
             go_on(ring, r, sqe->user_data);
             return;
         }
         if (sim_fault(SIM_CANCEL_EALREADY)) {
             r->ended = -ECANCELED;
             r->not_before = 0;
-            post(ring, sqe->user_data, -EALREADY, 0);
+            sim_post(ring, sqe->user_data, -EALREADY, 0);
             return;
         }
         r->ended = -ECANCELED;
@@ -567,17 +206,17 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
             r->not_before = 0;
         if (sim_fault(SIM_CANCEL_LATE)) { /* the target's completion first */
             r->not_before = 0;
-            (void)run(ring, r);
+            (void)sim_run_request(ring, r);
             unlink_this(ring, r);
             sim_event(SIM_EVENT_CANCEL_SECOND);
         } else {
             sim_event(SIM_EVENT_CANCEL_FIRST);
         }
-        post(ring, sqe->user_data, 0, 0);
+        sim_post(ring, sqe->user_data, 0, 0);
         return;
     }
     sim_event(SIM_EVENT_CANCEL_MISSED);
-    post(ring, sqe->user_data, -ENOENT, 0);
+    sim_post(ring, sqe->user_data, -ENOENT, 0);
 }
 
 static bool must_not_wait(const struct io_uring_sqe *sqe) {
@@ -598,14 +237,14 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     }
     sim_socket *socket = sim_socket_of(sqe->fd);
     if (socket == NULL) {
-        post(ring, sqe->user_data, -EBADF, 0);
+        sim_post(ring, sqe->user_data, -EBADF, 0);
         return;
     }
     for (const request *r = ring->requests; r != NULL; r = r->next)
         sim_require(r->sqe.user_data != sqe->user_data,
                     "an operation was submitted again before it had completed");
     if (sim_fault(sqe->opcode == IORING_OP_POLL_ADD ? SIM_POLL_ENOMEM : SIM_REQUEST_ENOMEM)) {
-        post(ring, sqe->user_data, -ENOMEM, 0);
+        sim_post(ring, sqe->user_data, -ENOMEM, 0);
         return;
     }
     request *r = calloc(1, sizeof *r);
@@ -616,7 +255,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     *ring->last = r;
     ring->last = &r->next;
     if (sqe->opcode == IORING_OP_RECV && (sqe->ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
-        if (run(ring, r))
+        if (sim_run_request(ring, r))
             unlink_this(ring, r);
     } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT ||
                sqe->opcode == IORING_OP_ACCEPT || must_not_wait(sqe) || sim_random(2) == 0) {
@@ -627,7 +266,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
             r->has_tried = true;
             return;
         }
-        if (run(ring, r))
+        if (sim_run_request(ring, r))
             unlink_this(ring, r);
     }
 }

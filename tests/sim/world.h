@@ -3,12 +3,12 @@
 #define WEIR_TESTS_SIM_WORLD_H
 
 /*
- * A kernel made of memory. ring.c and net.c implement lib/edge's functions over it, so that the library runs on it
- * unmodified; program.c is the application above and the peers on the far side of the sockets. Everything random comes
+ * A kernel made of memory. ring.c, requests.c and net.c implement lib/edge's functions over it, so that the library runs on it
+ * unmodified; program.h has the application above and the peers on the far side of the sockets. Everything random comes
  * from one seed, time is a number, and there is one thread, which sometimes says that it is another: so a run can be
  * repeated from its seed.
  *
- *      program.c   an application with callbacks            peers: sockets without a descriptor
+ *      application.c, run.c   an application               peers.c: sockets without a descriptor
  *   ───────────────────────────────────────────────            │
  *      the library                                             │
  *   ─────────────────────────────────────────────── edge       │
@@ -142,7 +142,7 @@ struct sim_socket {
     bool ended_first, is_disconnected; /* before it was reset; by connect(2) with AF_UNSPEC */
     sim_bytes received;
     size_t room; /* for received */
-    void *peer;  /* program.c's: the connection that it is an end of */
+    void *peer;  /* peers.c's: the connection that it is an end of */
     /* listener */
     sim_socket *pending[64];
     unsigned pending_count;
@@ -205,7 +205,7 @@ void sim_fail(const char *format, ...) __attribute__((noreturn, format(printf, 1
 extern const char *const sim_fault_texts[SIM_FAULT_COUNT], *const sim_fault_names[SIM_FAULT_COUNT];
 extern const char *const sim_event_texts[SIM_EVENT_COUNT];
 
-/* ---- net.c, for ring.c and program.c ---------------------------------------------------------------- */
+/* ---- net.c, for the others -------------------------------------------------------------------------- */
 
 sim_socket *sim_socket_of(int fd); /* NULL: not an open descriptor */
 sim_socket *sim_stream_new(bool is_tcp);
@@ -228,7 +228,7 @@ void sim_close_socket(sim_socket *socket);
 /* poll(2) events now. */
 int sim_poll(const sim_socket *socket);
 
-/* ---- ring.c, for program.c -------------------------------------------------------------------------- */
+/* ---- ring.c, for the others ------------------------------------------------------------------------- */
 
 /* Requests of a socket end because of a disconnect: -ENOTCONN and the like. */
 void sim_ring_disconnected(sim_socket *socket);
@@ -239,7 +239,7 @@ void sim_ring_closed(const sim_socket *socket);
 /* Requests under way in all rings, the poll of an eventfd not counted. */
 unsigned sim_ring_requests(void);
 
-/* ---- program.c -------------------------------------------------------------------------------------- */
+/* ---- the program above and around -------------------------------------------------------------------- */
 
 /* Something happens outside: a peer reads, writes, comes or goes; time passes. false: nothing can. */
 bool sim_world_step(void);

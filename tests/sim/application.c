@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+
+#include "sim/program.h"
+
+/* The application above the library: what it does to its streams, and what it is told. */
+
+const char *const role_names[ROLES] = { "echo", "source", "sink", "forward" };
+
+/* ---- acting ----------------------------------------------------------------------------------------- */
+
+static void abort_connection(connection *c) {
+    sim_note("connection %llu: abort", (unsigned long long)c->number);
+    c->was_aborted = c->is_closing = true;
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    sim_require(weir_stream_abort(c->stream) == 0, "abort failed");
+}
+
+static void pause_connection(connection *c) {
+    c->is_paused = true;
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    sim_require(weir_stream_pause(c->stream) == 0, "pause failed");
+}
+
+void resume_connection(connection *c) {
+    c->is_paused = false;
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in); /* it may have starved since the pause */
+    sim_require(weir_stream_resume(c->stream) == 0, "resume failed");
+}
+
+void close_connection(connection *c) {
+    sim_note("connection %llu: close", (unsigned long long)c->number);
+    c->is_closing = true;
+    c->closed_after_end = c->end_told;
+    c->closed_in_calm = app.is_time_honest;
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    sim_require(weir_stream_close(c->stream) == 0, "close failed");
+}
+
+/* What a write said. Return: it was taken. */
+static bool took(connection *to, int r, size_t size) {
+    uint64_t queued = to->stream != NULL ? weir_stream_get_queued(to->stream) : 0;
+    if (r >= 0) {
+        to->app_wrote += size;
+        sim_require(!to->is_shut && !to->is_closing, "a write was taken after shutdown or close");
+        sim_require(queued <= app.queue_limit, "the queue is longer than its limit");
+        sim_require((r == WEIR_WRITE_FULL) == (queued > app.queue_high) || to->stream->queue.count > 512,
+                    "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
+        if (r == WEIR_WRITE_FULL)
+            to->is_full = true;
+        return true;
+    }
+    sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
+    if (r == -ENOBUFS && queued > 0)
+        to->is_full = true; /* a drain is owed */
+    return false;
+}
+
+/* The application's own bytes, by one of its ways to write. */
+static void write_some(connection *c) {
+    static uint8_t bytes[1 << 15];
+    if (c->role != SOURCE || c->is_closing || c->is_shut || c->is_full || !c->is_started || c->closes > 0)
+        return;
+    size_t size = (size_t)1 + sim_random((uint64_t)1 << (1 + sim_random(15)));
+    size = size < sizeof bytes ? size : sizeof bytes;
+    test_fill(c->out_seed, c->app_wrote, bytes, size);
+    weir_slice slice;
+    switch (sim_random(4)) {
+    case 0:
+        (void)took(c, weir_stream_write(c->stream, bytes, size), size);
+        break;
+    case 1:
+        if (weir_slice_copy(weir_loop_get_pool(app.loop), bytes, size, &slice) < 0)
+            break;
+        (void)took(c, weir_stream_write_slice(c->stream, &slice), size);
+        weir_slice_unref(&slice);
+        break;
+    case 2: {
+        uint64_t index = app.external_given % MOST_EXTERNAL;
+        if (app.external[index] != NULL)
+            break;
+        uint8_t *memory = malloc(size);
+        memcpy(memory, bytes, size);
+        app.external[index] = memory;
+        int r = weir_stream_write_external(c->stream, memory, size, released, (void *)(uintptr_t)index);
+        if (took(c, r, size)) {
+            app.external_given++;
+        } else {
+            free(memory);
+            app.external[index] = NULL;
+        }
+        break;
+    }
+    default:
+        slice = (weir_slice){ bytes, size, NULL };
+        (void)took(c, weir_stream_write_slice(c->stream, &slice), size);
+    }
+    memset(bytes, 0xEE, size);
+}
+
+/* Anything an application may do to a stream, in a callback or out of it. */
+void act(connection *c) {
+    if (c->stream != NULL && c->is_started && c->closes == 0 && (c->is_shut || c->is_closing) &&
+        sim_random(8) == 0)
+        sim_require(weir_stream_write(c->stream, "x", 1) == -EPIPE, "a write was taken after shutdown or close");
+    if (c->stream == NULL || !c->is_started || c->closes > 0 || c->is_closing)
+        return;
+    switch (sim_random(sim.is_calm ? 1 : 24)) {
+    case 0:
+    case 1:
+    case 2:
+        write_some(c);
+        break;
+    case 3:
+        if (c->is_paused)
+            resume_connection(c);
+        break;
+    case 4:
+        if (!c->is_paused)
+            pause_connection(c);
+        break;
+    case 5:
+        if (c->is_paused) { /* and back at once */
+            resume_connection(c);
+            pause_connection(c);
+        } else {
+            pause_connection(c);
+            resume_connection(c);
+        }
+        break;
+    case 6:
+        if (sim_random(8) == 0)
+            close_connection(c);
+        break;
+    case 7:
+        if (sim_random(8) == 0)
+            abort_connection(c);
+        break;
+    case 8:
+        if (sim_random(4) == 0 && c->role != ECHO && c->role != FORWARD) {
+            int r = weir_stream_shutdown(c->stream);
+            sim_require(r == 0 || r == -EPIPE, "shutdown said %s", weir_error_name(r));
+            c->is_shut = true;
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- callbacks -------------------------------------------------------------------------------------- */
+
+static void check_alive(const connection *c, const char *what) {
+    sim_require(c->is_used && c->closes == 0, "%s after on_close", what);
+    sim_require(c->is_started, "%s before start", what);
+}
+
+static void on_open(weir_stream *stream, void *userdata) {
+    connection *c = userdata;
+    (void)stream;
+    check_alive(c, "on_open");
+    sim_require(c->is_dialled && !c->is_closing, "on_open of a stream that was not dialled, or is closing");
+    sim_require(!c->open_told, "on_open twice");
+    c->open_told = true;
+    act(c);
+}
+
+static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
+    connection *c = userdata;
+    (void)stream;
+    check_alive(c, "on_data");
+    sim_require(!c->is_paused, "connection %llu: data while paused", (unsigned long long)c->number);
+    sim_require(!c->is_closing, "connection %llu: data after close", (unsigned long long)c->number);
+    sim_require(!c->end_told, "connection %llu: data after its end", (unsigned long long)c->number);
+    sim_require(!c->is_dialled || c->open_told, "connection %llu: data before it is open",
+                (unsigned long long)c->number);
+    sim_require(slice->size > 0, "an empty slice");
+    int64_t at = test_differs(c->in_seed, c->app_read, slice->data, slice->size);
+    sim_require(at < 0, "connection %llu (%s): byte %lld is not what the peer wrote",
+                (unsigned long long)c->number, role_names[c->role], (long long)at);
+    sim_require(c->app_read + slice->size <= c->peer_wrote, "more bytes than the peer wrote");
+    if (sim_random(6) == 0 && !sim.is_calm)
+        hold(c, slice, sim_random(2) == 0);
+    c->app_read += slice->size;
+    connection *to = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
+    if (to != NULL) {
+        int r = to->stream != NULL && to->is_started ? weir_stream_write_slice(to->stream, slice) : -EPIPE;
+        if (!took(to, r, slice->size))
+            abort_connection(c); /* a gap is not allowed */
+        else if (r == WEIR_WRITE_FULL && !c->is_closing)
+            pause_connection(c);
+    }
+    act(c);
+}
+
+static void on_end(weir_stream *stream, void *userdata) {
+    connection *c = userdata;
+    (void)stream;
+    check_alive(c, "on_end");
+    sim_require(!c->end_told, "on_end twice");
+    sim_require(!c->is_paused && !c->is_closing, "on_end while paused, or after close");
+    sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
+    sim_require(!c->is_dialled || c->open_told, "an end before it is open");
+    sim_require(c->app_read == c->peer_wrote, "connection %llu: the end came after %llu of %llu bytes",
+                (unsigned long long)c->number, (unsigned long long)c->app_read, (unsigned long long)c->peer_wrote);
+    c->end_told = true;
+    if (c->role == FORWARD && c->partner->is_used && c->partner->stream != NULL && c->partner->closes == 0 &&
+        !c->partner->is_closing) {
+        (void)weir_stream_shutdown(c->partner->stream);
+        c->partner->is_shut = true;
+    } else if (sim_random(4) != 0) {
+        close_connection(c);
+    }
+}
+
+static void on_drain(weir_stream *stream, void *userdata) {
+    connection *c = userdata;
+    check_alive(c, "on_drain");
+    sim_require(c->is_full, "a drain that nobody waits for");
+    sim_require(weir_stream_get_queued(stream) <= app.queue_low, "a drain above the low mark");
+    c->is_full = false;
+    c->turns_without_drain = 0;
+    connection *from = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
+    if (from != NULL && from->is_used && from->is_started && from->closes == 0 && !from->is_closing)
+        resume_connection(from);
+    act(c);
+}
+
+static void on_close(weir_stream *stream, int reason, int error, void *userdata) {
+    connection *c = userdata;
+    sim_require(c->is_used && c->is_started, "on_close of a stream that was not started");
+    sim_require(c->closes++ == 0, "on_close twice");
+    sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
+    sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
+    sim_require(error != -ECANCELED, "a cancellation was told as an error");
+    sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
+    check_reason(c, reason, error);
+    app.accepted_open -= !c->is_dialled;
+    c->reason = reason;
+    c->error = error;
+    app.streams_closed++;
+    sim_ring_forget((uint64_t)(uintptr_t)&stream->in);
+    sim_note("connection %llu (%s): closed, reason %d, %s", (unsigned long long)c->number, role_names[c->role],
+             reason, weir_error_name(error));
+    if (c->partner != NULL && c->partner->is_used && c->partner->stream != NULL && c->partner->closes == 0 &&
+        c->partner->is_started && !c->partner->is_closing)
+        close_connection(c->partner);
+    c->stream = weir_stream_unref(c->stream);
+}
+
+static const weir_stream_callbacks callbacks = { .size = sizeof callbacks,
+                                                 .on_open = on_open,
+                                                 .on_data = on_data,
+                                                 .on_end = on_end,
+                                                 .on_drain = on_drain,
+                                                 .on_close = on_close };
+
+void start_connection(connection *c, weir_stream *stream) {
+    use(c, true); /* also if its peer has gone meanwhile */
+    c->stream = weir_stream_ref(stream);
+    c->is_started = true;
+    sim_require(weir_stream_start(stream, &callbacks, c) == 0, "start failed");
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+
+#include "sim/program.h"
+
+/* What the application allocates, keeps and lends. */
+
+static void *app_alloc(size_t size, size_t alignment, void *userdata) {
+    (void)userdata;
+    if (app.may_fail && sim_fault(SIM_NO_MEMORY))
+        return NULL;
+    void *memory = aligned_alloc(alignment, (size + alignment - 1) & ~(alignment - 1));
+    memset(memory, 0xA5, size);
+    app.live_blocks++;
+    return memory;
+}
+
+static void app_free(void *memory, size_t size, size_t alignment, void *userdata) {
+    (void)alignment, (void)userdata;
+    memset(memory, 0x5A, size);
+    free(memory);
+    app.live_blocks--;
+}
+
+const weir_allocator counting_allocator = { .size = sizeof counting_allocator,
+                                            .alloc = app_alloc,
+                                            .free = app_free };
+
+/* ---- held slices ------------------------------------------------------------------------------------ */
+
+void check_held(const held *h) {
+    int64_t at = test_differs(h->seed, h->position, h->slice.data, h->size);
+    sim_require(at < 0, "a held slice of connection %llu changed at byte %lld", (unsigned long long)h->seed,
+                (long long)at);
+}
+
+void drop_held(size_t index) {
+    check_held(&app.held[index]);
+    weir_slice slice = app.held[index].slice;
+    app.held[index] = app.held[--app.held_count];
+    weir_slice_unref(&slice);
+}
+
+void hold(const connection *c, const weir_slice *slice, bool keep) {
+    if (app.held_count == MOST_HELD)
+        drop_held((size_t)sim_random(app.held_count));
+    held *h = &app.held[app.held_count];
+    *h = (held){ .seed = c->in_seed, .position = c->app_read, .size = slice->size };
+    if (!keep)
+        weir_slice_ref(slice, &h->slice);
+    else if (weir_slice_keep(slice, &h->slice) < 0)
+        return;
+    if (keep && slice->size > 0)
+        sim_require((h->slice.data != slice->data) == (slice->size < (slice->owner->capacity + 7) / 8),
+                    "what was kept pins more than eight times its size, or was copied for nothing");
+    app.held_count++;
+}
+
+void released(const void *data, size_t size, void *userdata) {
+    (void)size;
+    uintptr_t index = (uintptr_t)userdata;
+    sim_require(!sim.is_other_thread, "external memory was released on another thread");
+    sim_require(app.external[index] == data, "external memory was released twice");
+    free(app.external[index]);
+    app.external[index] = NULL;
+    app.external_released++;
+}

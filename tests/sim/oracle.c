@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdio.h>
+
+#include "sim/program.h"
+
+/* What must be true of the application, the library and the peers at any time. */
+
+/* Why it ended must be something that happened. */
+void check_reason(const connection *c, int reason, int error) {
+    bool has_gone = c->peer_gone || c->peer_was_reset;
+    bool lacked_memory =
+        sim.faults[SIM_NO_MEMORY] + sim.faults[SIM_REQUEST_ENOMEM] + sim.faults[SIM_POLL_ENOMEM] > 0;
+    switch (reason) {
+    case WEIR_CLOSE_LOCAL:
+    case WEIR_CLOSE_PEER:
+        sim_require(error == 0 && !c->was_aborted, "a good end with an error");
+        sim_require(c->is_closing, "a stream closed itself");
+        sim_require(reason == WEIR_CLOSE_LOCAL || c->peer_shut || has_gone, "an end by a peer that did not end");
+        sim_require(reason == WEIR_CLOSE_PEER || !c->closed_after_end,
+                    "the peer ended first, and it is not told so");
+        break;
+    case WEIR_CLOSE_ABORT:
+        sim_require(error == 0 && c->was_aborted, "an abort that nobody asked for");
+        break;
+    case WEIR_CLOSE_CONNECT:
+        sim_require(error < 0 && c->is_dialled && !c->open_told, "a failed connect of what was connected");
+        break;
+    case WEIR_CLOSE_LINGER:
+        sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
+        sim_require(!c->closed_in_calm || c->peer_is_dead || app.was_dry ||
+                        sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
+                    "a linger timeout although the peer reads and ends");
+        sim_require(c->socket == NULL || has_gone || c->socket->has_ended ||
+                        c->peer_read + sim_readable(c->socket) < c->app_wrote,
+                    "the peer has all, and was not told the end");
+        break;
+    case WEIR_CLOSE_LOOP:
+        sim_require(error == 0 && app.is_loop_closing, "the loop is not closing");
+        break;
+    default:
+        sim_require(reason == WEIR_CLOSE_ERROR, "reason %d", reason);
+        sim_require((error == -ENOMEM && lacked_memory) ||
+                        ((error == -ECONNRESET || error == -EPIPE || error == -ENOTCONN) && has_gone),
+                    "connection %llu: closed with %s, for no reason", (unsigned long long)c->number,
+                    weir_error_name(error));
+    }
+    sim_require(!c->is_dialled || c->open_told || c->is_closing || reason == WEIR_CLOSE_CONNECT ||
+                    reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR,
+                "connection %llu was never said to be open", (unsigned long long)c->number);
+}
+
+void check_timers(int64_t until, const char *what) {
+    for (size_t i = 0; i < TIMERS; i++)
+        sim_require(app.due[i] < 0 || app.due[i] + TIMER_SLACK >= until, "timer %zu: %s", i, what);
+}
+
+/* A Unix socket that ends without grace looks to its peer like one that ended well. */
+bool is_end_honest(const connection *c) {
+    if (!app.is_unix)
+        return true;
+    if (c->was_aborted || !c->is_started)
+        return false;
+    return c->closes == 0 ? !c->stream->has_failed && c->stream->output_error == 0
+                          : c->reason == WEIR_CLOSE_LOCAL || c->reason == WEIR_CLOSE_PEER;
+}
+
+void check_world(void) {
+    weir_pool *pool = weir_loop_get_pool(app.loop);
+    weir_pool_stats stats = { .size = sizeof stats };
+    sim_require(weir_pool_get_stats(pool, &stats) == 0, "no statistics");
+    if (app.checks++ % 8 == 0) /* it looks at every buffer */
+        sim_require(weir__pool_is_consistent(pool), "the pool's account is not right");
+    sim_require(stats.used_bytes <= stats.budget_bytes, "the budget is exceeded");
+    app.was_dry = app.was_dry || (sim.is_calm && stats.buffers_posted + stats.buffers_filling == 0);
+    if (app.max_turn_events == 0 || app.max_turn_events >= TIMERS)
+        check_timers(app.loop->now, "it is overdue");
+    for (size_t i = 0; i < app.used_count; i++) {
+        connection *c = app.used[i];
+        if (c->is_full && c->stream != NULL && c->closes == 0 && !c->is_closing && c->stream->queue.bytes == 0 &&
+            weir__op_is_idle(&c->stream->out) && c->stream->output_error == 0 && !c->stream->has_failed)
+            sim_require(++c->turns_without_drain < 8, "connection %llu: nothing is queued, and no drain comes",
+                        (unsigned long long)c->number);
+    }
+    if (app.held_count > 0)
+        check_held(&app.held[sim_random(app.held_count)]);
+    sim_require(app.external_released <= app.external_given, "external memory was released too often");
+}
+
+void sim_check_sleep(int64_t until) {
+    if (app.loop == NULL)
+        return;
+    sim_require(until - sim.now_ns <= 1000000000, "a sleep that a lost wake-up would make last");
+    check_timers(until, "the loop sleeps past it");
+    weir_pool *pool = weir_loop_get_pool(app.loop);
+    weir_pool_stats stats = { .size = sizeof stats };
+    (void)weir_pool_get_stats(pool, &stats);
+    sim_require(app.posted == app.ran, "the loop sleeps while a post waits");
+    sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
+                "the loop sleeps while streams wait and a buffer has come back");
+    sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,
+                "the loop sleeps although it was stopped");
+}
+
+void sim_worker(const sim_socket *socket) {
+    sim_fail("descriptor %d: a send that waits in the kernel has got a worker thread", socket->fd);
+}
+
+const char *sim_describe(void) {
+    static char text[4096];
+    size_t at = 0;
+    weir_pool_stats stats = { .size = sizeof stats };
+    if (app.loop == NULL)
+        return "";
+    (void)weir_pool_get_stats(weir_loop_get_pool(app.loop), &stats);
+    at += (size_t)snprintf(text + at, sizeof text - at,
+                           "idle %u, posted %u, filling %u, retired %u, parked %u, used %llu of %llu, %u requests",
+                           stats.buffers_idle, stats.buffers_posted, stats.buffers_filling, stats.buffers_retired,
+                           stats.parked_streams, (unsigned long long)stats.used_bytes,
+                           (unsigned long long)stats.budget_bytes, sim_ring_requests());
+    for (size_t i = 0; i < app.all_count && at + 400 < sizeof text; i++) {
+        const connection *c = app.all[i];
+        if (!c->is_used)
+            continue;
+        at += (size_t)snprintf(
+            text + at, sizeof text - at,
+            "\n  connection %llu (%s)%s%s%s%s%s%s%s%s: peer wrote %llu read %llu of %llu, app read %llu; readable "
+            "%zu, in %d/%d "
+            "out %d/%d queue %llu staged %llu state %d",
+            (unsigned long long)c->number, role_names[c->role], c->is_started ? " started" : "",
+            c->is_paused ? " paused" : "", c->is_closing ? " closing" : "", c->peer_shut ? " peer-shut" : "",
+            c->peer_gone ? " peer-gone" : "", c->peer_saw_end ? " peer-saw-end" : "",
+            c->end_told ? " end-told" : "", c->is_full ? " full" : "", (unsigned long long)c->peer_wrote,
+            (unsigned long long)c->peer_read, (unsigned long long)c->app_wrote, (unsigned long long)c->app_read,
+            c->socket != NULL ? sim_readable(c->socket) : 0, c->stream ? c->stream->in.kind : -1,
+            c->stream ? c->stream->in.state : -1, c->stream ? c->stream->out.kind : -1,
+            c->stream ? c->stream->out.state : -1, c->stream ? (unsigned long long)c->stream->queue.bytes : 0,
+            c->stream ? (unsigned long long)c->stream->staged.bytes : 0, c->stream ? c->stream->state : -1);
+    }
+    return text;
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_TESTS_SIM_PROGRAM_H
+#define WEIR_TESTS_SIM_PROGRAM_H
+
+/*
+ * The application above the library and the peers beyond the sockets, and what must be true of both at any time.
+ *
+ * A connection has two directions, each a pattern of known bytes. The application checks each slice against what the
+ * peer wrote, the peer checks each byte against what the application wrote; an echo's pattern is the peer's own, a
+ * forwarder's is its other side's.
+ */
+
+#include <errno.h>
+#include <string.h>
+
+#include "loop/loop.h"
+#include "sim/world.h"
+#include "socket/stream.h"
+#include "support/bytes.h"
+#include "weir/timer.h"
+
+enum { MOST_EVER = 65536, MOST_HELD = 64, TIMERS = 3, MOST_EXTERNAL = 4096, TIMER_SLACK = 1000000 };
+
+enum role { ECHO, SOURCE, SINK, FORWARD, ROLES };
+
+typedef struct connection {
+    bool is_used;
+    size_t place; /* in app.used */
+    uint64_t number;
+    enum role role;
+    struct connection *partner; /* FORWARD: what comes in here goes out there */
+    /* the peer */
+    sim_socket *socket;
+    uint64_t peer_wrote, peer_read, peer_limit;
+    bool peer_shut, peer_gone, peer_saw_end, peer_was_reset, peer_is_slow;
+    bool peer_waits;   /* for our end before it ends */
+    bool peer_is_dead; /* after half of what it has to say it never does anything again */
+    /* the application */
+    weir_stream *stream; /* referenced */
+    uint64_t app_read, app_wrote, in_seed, out_seed;
+    bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, open_told, end_told, is_full;
+    bool closed_after_end, closed_in_calm;
+    unsigned closes, turns_without_drain, turns_since_reset;
+    int reason, error;
+} connection;
+
+typedef struct held {
+    weir_slice slice;
+    uint64_t seed, position;
+    size_t size;
+} held;
+
+typedef struct application {
+    weir_loop *loop;
+    weir_listener *listener;
+    sim_socket *upstream; /* where the application dials to: a peer's listener */
+    weir__address address, upstream_address;
+    connection *all[MOST_EVER]; /* a socket may refer to one long after it is over */
+    size_t all_count;
+    connection *used[MOST_EVER]; /* those that are not over, in any order */
+    size_t used_count;
+    uint64_t numbers;
+    held held[MOST_HELD];
+    size_t held_count;
+    uint64_t posted, ran, post_started, post_ran; /* numbers of posts, in order */
+    weir_timer *timers[TIMERS];
+    int64_t due[TIMERS]; /* -1: stopped */
+    int64_t repeat[TIMERS];
+    uint64_t queue_limit, queue_high, queue_low;
+    uint32_t max_turn_events, max_streams, accepted_open; /* of the loop; of the listener */
+    bool is_listener_paused, is_loop_closing;
+    bool is_time_honest; /* faults have stopped, and peers have time enough to act */
+    bool was_dry;        /* since faults stopped: a close that cannot take in the peer's end may be cut short */
+    uint64_t external_given, external_released;
+    uint8_t *external[MOST_EXTERNAL];
+    uint64_t live_blocks;
+    bool is_in_thread, is_unix, no_new, may_fail;
+    uint64_t streams_closed, checks;
+} application;
+
+extern application app;
+
+extern const char *const role_names[ROLES];
+
+/* ---- memory.c --------------------------------------------------------------------------------------- */
+
+extern const weir_allocator counting_allocator;
+/* Keep @slice of @c's input beyond its callback, by reference or by weir_slice_keep. */
+void hold(const connection *c, const weir_slice *slice, bool keep);
+void check_held(const held *h);
+void drop_held(size_t index);
+/* A weir_release_fn; @userdata is the index of what it releases. */
+void released(const void *data, size_t size, void *userdata);
+
+/* ---- application.c ---------------------------------------------------------------------------------- */
+
+void resume_connection(connection *c);
+void close_connection(connection *c);
+/* Anything an application may do to a stream, in a callback or out of it. */
+void act(connection *c);
+void start_connection(connection *c, weir_stream *stream);
+
+/* ---- peers.c ---------------------------------------------------------------------------------------- */
+
+connection *connection_new(enum role role);
+/* It is going on, or over. */
+void use(connection *c, bool is_used);
+/* One of those that are going on, or NULL. */
+connection *any_connection(void);
+
+/* ---- oracle.c --------------------------------------------------------------------------------------- */
+
+/* What must be true after each turn. */
+void check_world(void);
+/* Why it ended must be something that happened. */
+void check_reason(const connection *c, int reason, int error);
+void check_timers(int64_t until, const char *what);
+/* A Unix socket that ends without grace looks to its peer like one that ended well. */
+bool is_end_honest(const connection *c);
+
+#endif

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+
+#include "sim/program.h"
+
+/* One run: what is opened, what happens from outside callbacks, and how it ends. */
+
+application app;
+
+/* ---- listener, timers, posts ------------------------------------------------------------------------ */
+
+static void on_accept(weir_listener *listener, weir_stream *stream, void *userdata) {
+    (void)listener, (void)userdata;
+    sim_socket *socket = sim_socket_of(weir_stream_get_fd(stream));
+    sim_require(socket != NULL && socket->peer != NULL, "a connection that nobody made");
+    connection *c = socket->peer;
+    sim_require(!c->is_started, "a connection was accepted twice");
+    sim_require(!app.is_listener_paused, "a paused listener hands out");
+    sim_require(app.max_streams == 0 || app.accepted_open < app.max_streams,
+                "more streams than the listener may have");
+    if (sim_random(32) == 0) {
+        weir_stream_close(stream);
+        c->was_aborted = true;
+        return;
+    }
+    app.accepted_open++;
+    start_connection(c, stream);
+    act(c);
+}
+
+static const weir_listener_callbacks accepting = { .size = sizeof accepting, .on_accept = on_accept };
+
+static void on_timer(weir_timer *timer, void *userdata) {
+    size_t i = (size_t)(uintptr_t)userdata;
+    sim_require(app.timers[i] == timer && app.due[i] >= 0, "timer %zu fired after it was stopped", i);
+    sim_require(sim.now_ns + TIMER_SLACK >= app.due[i], "timer %zu fired too early", i);
+    int64_t next = app.due[i] + app.repeat[i], now = app.loop->now;
+    app.due[i] = app.repeat[i] == 0 ? -1 : next > now ? next : now + app.repeat[i];
+}
+
+static void on_post_to_stop(weir_loop *loop, void *userdata) {
+    (void)userdata;
+    app.ran++;
+    weir_loop_stop(loop);
+}
+
+static void on_post(weir_loop *loop, void *userdata) {
+    sim_require(loop == app.loop && !sim.is_other_thread, "a post ran elsewhere");
+    sim_require((uint64_t)(uintptr_t)userdata == ++app.post_ran, "posts ran out of order");
+    app.ran++;
+}
+
+/* ---- dialling ----------------------------------------------------------------------------------------- */
+
+/* The application dials a peer's listener. */
+static connection *dial(enum role role) {
+    weir_stream_options options = { .size = sizeof options,
+                                    .connect_timeout_ns = 50000000,
+                                    .linger_timeout_ns = 1000000000,
+                                    .queue_limit_bytes = app.queue_limit };
+    connection *c = connection_new(role);
+    if (c == NULL)
+        return NULL;
+    weir_stream *stream;
+    int r = weir_stream_dial(app.loop, app.is_unix ? "unix:@upstream" : "127.0.0.1:9", &options, &stream);
+    if (r < 0) {
+        sim_require(r == -ENOMEM || r == -EMFILE, "dial said %s", weir_error_name(r));
+        use(c, false);
+        return NULL;
+    }
+    c->is_dialled = true;
+    sim_socket *socket = sim_socket_of(weir_stream_get_fd(stream));
+    socket->peer = c;
+    start_connection(c, stream);
+    sim_note("connection %llu (%s): dialled", (unsigned long long)c->number, role_names[role]);
+    return c;
+}
+
+static void dial_pair(void) {
+    connection *a = dial(FORWARD);
+    if (a == NULL)
+        return;
+    connection *b = dial(FORWARD);
+    if (b == NULL) {
+        a->role = SINK;
+        return;
+    }
+    a->partner = b;
+    b->partner = a;
+    a->out_seed = b->in_seed;
+    b->out_seed = a->in_seed;
+}
+
+/* ---- other threads ---------------------------------------------------------------------------------- */
+
+static void post_one(void) {
+    uint64_t number = app.post_started + 1;
+    int r = weir_loop_post(app.loop, on_post, (void *)(uintptr_t)number);
+    if (r < 0) {
+        sim_require(r == -ENOMEM || r == -ESHUTDOWN, "post said %s", weir_error_name(r));
+        return;
+    }
+    app.post_started++;
+    app.posted++;
+}
+
+void sim_other_thread(void) {
+    if (app.loop == NULL || app.is_in_thread || sim.is_other_thread || sim.is_calm || !sim_fault(SIM_OTHER_THREAD))
+        return;
+    app.is_in_thread = sim.is_other_thread = true;
+    switch (sim_random(3)) {
+    case 0:
+        if (app.held_count > 0)
+            drop_held((size_t)sim_random(app.held_count));
+        break;
+    case 1:
+        post_one();
+        break;
+    default:
+        weir_loop_stop(app.loop);
+    }
+    app.is_in_thread = sim.is_other_thread = false;
+}
+
+void __real_weir__waker_sleep(weir__waker *waker);
+void __wrap_weir__waker_sleep(weir__waker *waker);
+
+/* The loop has found nothing to do and is about to say that it sleeps. */
+void __wrap_weir__waker_sleep(weir__waker *waker) {
+    sim_other_thread();
+    __real_weir__waker_sleep(waker);
+}
+
+/* ---- a run ------------------------------------------------------------------------------------------ */
+
+static void act_outside(void) {
+    switch (sim_random(12)) {
+    case 0:
+        if (!app.no_new)
+            (void)dial((enum role)sim_random(3));
+        break;
+    case 1:
+        if (!app.no_new)
+            dial_pair();
+        break;
+    case 2: {
+        size_t i = (size_t)sim_random(TIMERS);
+        int64_t delay = (int64_t)sim_random(50000000),
+                repeat = sim_random(3) == 0 ? 1 + (int64_t)sim_random(9000000) : 0;
+        app.due[i] = sim.now_ns + delay;
+        app.repeat[i] = repeat;
+        sim_require(weir_timer_start(app.timers[i], delay, repeat) == 0, "a timer did not start");
+        break;
+    }
+    case 3: {
+        size_t i = (size_t)sim_random(TIMERS);
+        sim_require(weir_timer_stop(app.timers[i]) == 0, "a timer did not stop");
+        app.due[i] = -1;
+        break;
+    }
+    case 4:
+        post_one();
+        break;
+    case 5:
+        if (app.held_count > 0)
+            drop_held((size_t)sim_random(app.held_count));
+        break;
+    case 6:
+        app.is_listener_paused = sim_random(2) == 0;
+        sim_require((app.is_listener_paused ? weir_listener_pause : weir_listener_resume)(app.listener) == 0,
+                    "pause, resume");
+        break;
+    default: {
+        connection *c = any_connection();
+        if (c != NULL)
+            act(c);
+    }
+    }
+}
+
+static void turn(void) {
+    int r = 0;
+    bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
+    if (runs) { /* until it is stopped, or it hangs */
+        app.posted++;
+        r = weir_loop_run(app.loop);
+    } else {
+        r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
+    }
+    sim_require(r >= 0 || r == -ENOMEM, "run_once said %s", weir_error_name(r));
+    check_world();
+}
+
+static bool is_everything_over(void) {
+    return app.used_count == 0;
+}
+
+/* A peer that reset is noticed soon, whatever the stream is doing or not doing. */
+static void expect_resets_noticed(void) {
+    bool is_one_left = true;
+    while (is_one_left) {
+        turn();
+        sim.now_ns += 10000000;
+        weir_pool_stats stats = { .size = sizeof stats };
+        sim_require(weir_pool_get_stats(weir_loop_get_pool(app.loop), &stats) == 0, "no statistics");
+        if (stats.buffers_posted + stats.buffers_filling == 0)
+            return; /* what waits for a peer that does not read holds them all: nothing can be received */
+        is_one_left = false;
+        for (size_t i = 0; i < app.used_count; i++) {
+            connection *c = app.used[i];
+            if (!c->is_started || c->closes > 0 || !c->peer_was_reset || c->is_closing)
+                continue;
+            is_one_left = true;
+            /* Where a turn looks at a few completions only, hundreds may wait in the queue. */
+            sim_require(++c->turns_since_reset < (app.max_turn_events > 0 ? 10000 : 400),
+                        "connection %llu: its peer reset it, and nobody noticed: %s",
+                        (unsigned long long)c->number, sim_describe());
+        }
+    }
+}
+
+/* Faults stop: everything must come to its end, soon. */
+static void calm_down(void) {
+    sim.is_calm = app.no_new = true;
+    app.may_fail = false;
+    while (app.held_count > 0)
+        drop_held(app.held_count - 1);
+    for (size_t i = 0; i < TIMERS; i++) {
+        (void)weir_timer_stop(app.timers[i]);
+        app.due[i] = -1;
+    }
+    expect_resets_noticed(); /* in which time flies */
+    app.is_time_honest = true;
+    for (size_t i = 0; i < app.all_count; i++) {
+        connection *c = app.all[i];
+        c->peer_is_slow = false;
+        c->peer_limit = c->peer_wrote;
+        if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing) {
+            resume_connection(c);
+            if ((c->role != ECHO && c->role != FORWARD) || c->peer_is_dead)
+                close_connection(c);
+        }
+    }
+    app.is_listener_paused = false;
+    (void)weir_listener_resume(app.listener);
+    int turns = 0;
+    while (!is_everything_over()) {
+        sim_require(++turns < 20000, "it does not come to its end: %s", sim_describe());
+        turn();
+        (void)sim_world_step();
+        for (size_t i = 0; i < app.all_count; i++) {
+            connection *c = app.all[i];
+            if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing &&
+                (c->end_told || c->peer_is_dead))
+                close_connection(c);
+        }
+        if (turns % 64 == 0)
+            sim.now_ns += 10000000;
+    }
+}
+
+/* What fails leaves nothing behind; after that it succeeds. */
+static weir_loop *open_loop(const weir_loop_options *options) {
+    const weir__tuning tuning = { .no_self_test = true };
+    weir_loop *loop = NULL;
+    app.may_fail = true;
+    int r = weir__loop_new(options, &tuning, &loop);
+    app.may_fail = false;
+    sim.is_calm = true; /* what else is opened now is not tested here */
+    if (r == 0)
+        return loop;
+    sim_require(r == -ENOMEM || r == -EMFILE, "a loop could not be made: %s", weir_error_name(r));
+    sim_require(loop == NULL && app.live_blocks == 0 && sim.mappings == 0 && sim.descriptors == 0,
+                "a loop that could not be made left something behind");
+    sim_require(weir__loop_new(options, &tuning, &loop) == 0, "no loop");
+    return loop;
+}
+
+static void open_all(void) {
+    app.max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
+    uint32_t buffer = 4096U << sim_random(3);
+    uint64_t buffers = 1 + sim_random(24);
+    weir_pool_options pool = { .size = sizeof pool,
+                               .buffer_bytes = buffer,
+                               .budget_bytes = buffer * buffers + (sim_random(2) == 0 ? 1 << 20 : 0),
+                               .window_bytes = buffer * (uint32_t)(1 + sim_random(buffers)) };
+    weir_loop_options options = { .size = sizeof options,
+                                  .backend = sim.config.classic ? WEIR_BACKEND_URING_CLASSIC
+                                                                : WEIR_BACKEND_URING_INCREMENTAL,
+                                  .flags = WEIR_LOOP_KEEP_RUNNING,
+                                  .pool = &pool,
+                                  .allocator = &counting_allocator,
+                                  .max_turn_events = app.max_turn_events };
+    weir_loop *loop = open_loop(&options);
+    app.max_streams = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
+    app.queue_limit = sim_random(2) == 0 ? (uint64_t)1 << (12 + sim_random(9)) : 16 << 20;
+    app.queue_high = app.queue_limit / 2 < 1 << 20 ? app.queue_limit / 2 : 1 << 20;
+    app.queue_low = app.queue_high / 4;
+    weir_listener_options listening = { .size = sizeof listening, .max_streams = app.max_streams };
+    weir_stream_options each = { .size = sizeof each,
+                                 .linger_timeout_ns = 1000000000,
+                                 .queue_limit_bytes = app.queue_limit };
+    listening.stream = &each;
+    app.is_unix = sim_random(4) == 0;
+    const char *address = app.is_unix ? "unix:@listener" : "127.0.0.1:7";
+    sim_require(weir_listener_open(loop, address, &listening, &app.listener) == 0, "no listener");
+    sim_require(weir_listener_start(app.listener, &accepting, NULL) == 0, "the listener did not start");
+    sim_require(weir__address_parse(address, &app.address) == 0, "address");
+    sim_require(weir__address_parse(app.is_unix ? "unix:@upstream" : "127.0.0.1:9", &app.upstream_address) == 0,
+                "address");
+    app.upstream =
+        sim_listener_new((const struct sockaddr *)&app.upstream_address.storage, app.upstream_address.length);
+    for (size_t i = 0; i < TIMERS; i++) {
+        app.due[i] = -1;
+        sim_require(weir_timer_new(loop, on_timer, (void *)(uintptr_t)i, &app.timers[i]) == 0, "no timer");
+    }
+    app.loop = loop;
+    sim.is_calm = false;
+    app.may_fail = true;
+}
+
+void sim_run(const sim_config *config) {
+    sim_begin(config);
+    memset(&app, 0, sizeof app);
+    open_all();
+    bool ends_abruptly = sim_random(4) == 0;
+    while (sim.steps < config->steps) {
+        if (sim_random(3) == 0)
+            act_outside();
+        turn();
+        (void)sim_world_step(); /* also when the loop does not sleep */
+    }
+    if (!ends_abruptly)
+        calm_down();
+    else
+        sim_note("the loop is closed in the middle");
+    app.no_new = true;
+    app.may_fail = false;
+    app.is_loop_closing = true;
+    weir_loop *loop = app.loop;
+    for (size_t i = 0; i < TIMERS; i++) {
+        weir_timer_unref(app.timers[i]);
+        app.due[i] = -1;
+    }
+    int r = weir_loop_close(loop);
+    sim_require(r == 0, "close said %s", weir_error_name(r));
+    sim_require(app.posted == app.ran, "a post that was taken did not run");
+    app.loop = NULL;
+    for (size_t i = 0; i < app.all_count; i++)
+        sim_require(!app.all[i]->is_started || app.all[i]->closes == 1, "a started stream without on_close");
+    sim_require(app.external_given == app.external_released, "external memory was not released");
+    weir_loop_unref(loop);
+    while (app.held_count > 0) /* slices outlive the loop */
+        drop_held(app.held_count - 1);
+    sim_require(app.live_blocks == 0, "%llu blocks of memory are left", (unsigned long long)app.live_blocks);
+    sim_require(sim.mappings == 0, "%d mappings are left", sim.mappings);
+    sim_require(sim.descriptors == 0, "%d descriptors are left", sim.descriptors);
+    for (size_t i = 0; i < app.all_count; i++)
+        free(app.all[i]);
+    sim_end();
+}
