@@ -37,6 +37,10 @@ void close_connection(connection *c) {
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }
 
+static bool tells_of_drains(const connection *c) {
+    return c->is_held || c->callbacks == NULL || c->callbacks->on_drain != NULL;
+}
+
 /* What a write said. Return: it was taken. */
 static bool took(connection *to, int r, size_t size) {
     uint64_t queued = to->stream != NULL ? weir_stream_get_queued(to->stream) : 0;
@@ -47,25 +51,66 @@ static bool took(connection *to, int r, size_t size) {
         sim_require((r == WEIR_WRITE_FULL) == (queued > app.queue_high) || to->stream->queue.count > 512,
                     "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
         if (r == WEIR_WRITE_FULL)
-            to->is_full = true;
+            to->is_full = tells_of_drains(to);
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
     if (r == -ENOBUFS && queued > 0)
-        to->is_full = true; /* a drain is owed */
+        to->is_full = tells_of_drains(to); /* a drain is owed */
     return false;
+}
+
+/* Memory of the application's, and where it is noted; NULL: there is no place. */
+static uint8_t *lend(const uint8_t *bytes, size_t size, void **ret_userdata) {
+    uint64_t index = app.external_given % MOST_EXTERNAL;
+    if (app.external[index] != NULL)
+        return NULL;
+    app.external[index] = malloc(size);
+    memcpy(app.external[index], bytes, size);
+    *ret_userdata = (void *)(uintptr_t)index;
+    return app.external[index];
+}
+
+static void take_back(void *userdata) {
+    free(app.external[(uintptr_t)userdata]);
+    app.external[(uintptr_t)userdata] = NULL;
+}
+
+/* In one piece, or in two parts of a slice. */
+static void write_wrapped(connection *c, const uint8_t *bytes, size_t size) {
+    weir_slice slice, part;
+    void *userdata;
+    uint8_t *memory = lend(bytes, size, &userdata);
+    if (memory == NULL)
+        return;
+    if (weir_slice_wrap(weir_loop_get_pool(app.loop), memory, size, released_anywhere, userdata, &slice) < 0) {
+        take_back(userdata);
+        return;
+    }
+    app.external_given++;
+    size_t first = sim_random(2) == 0 ? size : 1 + (size_t)sim_random(size);
+    sim_require(weir_slice_sub(&slice, 0, first, &part) == 0, "no part of a slice");
+    bool goes_on = took(c, weir_stream_write_slice(c->stream, &part), first);
+    weir_slice_unref(&part);
+    if (goes_on && first < size) {
+        sim_require(weir_slice_sub(&slice, first, size - first, &part) == 0, "no part of a slice");
+        (void)took(c, weir_stream_write_slice(c->stream, &part), size - first);
+        weir_slice_unref(&part);
+    }
+    weir_slice_unref(&slice);
 }
 
 /* The application's own bytes, by one of its ways to write. */
 static void write_some(connection *c) {
     static uint8_t bytes[1 << 15];
-    if (c->role != SOURCE || c->is_closing || c->is_shut || c->is_full || !c->is_started || c->closes > 0)
+    if (c->role != SOURCE || c->is_closing || c->is_shut || c->is_full || (!c->is_started && !c->is_held) ||
+        c->closes > 0)
         return;
     size_t size = (size_t)1 + sim_random((uint64_t)1 << (1 + sim_random(15)));
     size = size < sizeof bytes ? size : sizeof bytes;
     test_fill(c->out_seed, c->app_wrote, bytes, size);
     weir_slice slice;
-    switch (sim_random(4)) {
+    switch (sim_random(5)) {
     case 0:
         (void)took(c, weir_stream_write(c->stream, bytes, size), size);
         break;
@@ -76,21 +121,19 @@ static void write_some(connection *c) {
         weir_slice_unref(&slice);
         break;
     case 2: {
-        uint64_t index = app.external_given % MOST_EXTERNAL;
-        if (app.external[index] != NULL)
+        void *userdata;
+        uint8_t *memory = lend(bytes, size, &userdata);
+        if (memory == NULL)
             break;
-        uint8_t *memory = malloc(size);
-        memcpy(memory, bytes, size);
-        app.external[index] = memory;
-        int r = weir_stream_write_external(c->stream, memory, size, released, (void *)(uintptr_t)index);
-        if (took(c, r, size)) {
+        if (took(c, weir_stream_write_external(c->stream, memory, size, released, userdata), size))
             app.external_given++;
-        } else {
-            free(memory);
-            app.external[index] = NULL;
-        }
+        else
+            take_back(userdata);
         break;
     }
+    case 3:
+        write_wrapped(c, bytes, size);
+        break;
     default:
         slice = (weir_slice){ bytes, size, NULL };
         (void)took(c, weir_stream_write_slice(c->stream, &slice), size);
@@ -100,6 +143,13 @@ static void write_some(connection *c) {
 
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c) {
+    notice_silent_ends();
+    if (c == NULL)
+        return;
+    if (c->is_held) { /* nothing but writing is possible, which waits */
+        write_some(c);
+        return;
+    }
     if (c->stream != NULL && c->is_started && c->closes == 0 && (c->is_shut || c->is_closing) &&
         sim_random(8) == 0)
         sim_require(weir_stream_write(c->stream, "x", 1) == -EPIPE, "a write was taken after shutdown or close");
@@ -150,6 +200,12 @@ void act(connection *c) {
 
 /* ---- callbacks -------------------------------------------------------------------------------------- */
 
+/* A callback may do anything to any stream. */
+static void act_on_another(void) {
+    if (sim_random(8) == 0)
+        act(any_connection());
+}
+
 static void check_alive(const connection *c, const char *what) {
     sim_require(c->is_used && c->closes == 0, "%s after on_close", what);
     sim_require(c->is_started, "%s before start", what);
@@ -163,6 +219,7 @@ static void on_open(weir_stream *stream, void *userdata) {
     sim_require(!c->open_told, "on_open twice");
     c->open_told = true;
     act(c);
+    act_on_another();
 }
 
 static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
@@ -184,13 +241,15 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     c->app_read += slice->size;
     connection *to = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
     if (to != NULL) {
-        int r = to->stream != NULL && to->is_started ? weir_stream_write_slice(to->stream, slice) : -EPIPE;
+        int r = to->stream != NULL && (to->is_started || to->is_held) ? weir_stream_write_slice(to->stream, slice)
+                                                                      : -EPIPE;
         if (!took(to, r, slice->size))
             abort_connection(c); /* a gap is not allowed */
         else if (r == WEIR_WRITE_FULL && !c->is_closing)
             pause_connection(c);
     }
     act(c);
+    act_on_another();
 }
 
 static void on_end(weir_stream *stream, void *userdata) {
@@ -211,6 +270,7 @@ static void on_end(weir_stream *stream, void *userdata) {
     } else if (sim_random(4) != 0) {
         close_connection(c);
     }
+    act_on_another();
 }
 
 static void on_drain(weir_stream *stream, void *userdata) {
@@ -224,18 +284,32 @@ static void on_drain(weir_stream *stream, void *userdata) {
     if (from != NULL && from->is_used && from->is_started && from->closes == 0 && !from->is_closing)
         resume_connection(from);
     act(c);
+    act_on_another();
+}
+
+/* Without on_end the library closes a stream whose peer has ended. */
+static void notice_end(connection *c) {
+    if (c->callbacks->on_end != NULL || c->is_closing || !c->stream->wants_close)
+        return;
+    sim_require(c->app_read == c->peer_wrote, "it closed by itself before all had come");
+    sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
+    c->is_closing = c->closed_after_end = true;
+    c->closed_in_calm = app.is_time_honest;
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
 }
 
 static void on_close(weir_stream *stream, int reason, int error, void *userdata) {
     connection *c = userdata;
     sim_require(c->is_used && c->is_started, "on_close of a stream that was not started");
+    notice_end(c);
     sim_require(c->closes++ == 0, "on_close twice");
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
     sim_require(error != -ECANCELED, "a cancellation was told as an error");
     sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
     check_reason(c, reason, error);
-    app.accepted_open -= !c->is_dialled;
+    app.accepted_open -= c->is_counted;
+    c->is_counted = false;
     c->reason = reason;
     c->error = error;
     app.streams_closed++;
@@ -246,18 +320,47 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
         c->partner->is_started && !c->partner->is_closing)
         close_connection(c->partner);
     c->stream = weir_stream_unref(c->stream);
+    act_on_another();
 }
 
-static const weir_stream_callbacks callbacks = { .size = sizeof callbacks,
-                                                 .on_open = on_open,
-                                                 .on_data = on_data,
-                                                 .on_end = on_end,
-                                                 .on_drain = on_drain,
-                                                 .on_close = on_close };
+/* All of them, and those who leave one out. A forwarder needs them all, an echo those that say when to go on. */
+enum { COMPLETE, WITHOUT_DRAIN, WITHOUT_DATA, WITHOUT_END, WITHOUT_CLOSE, WITHOUT_OPEN, TABLES };
+#define TABLE(open, data, end, drain, close) \
+    { sizeof(weir_stream_callbacks), open, data, end, drain, close }
+static const weir_stream_callbacks tables[TABLES] = {
+    [COMPLETE] = TABLE(on_open, on_data, on_end, on_drain, on_close),
+    [WITHOUT_DRAIN] = TABLE(on_open, on_data, on_end, NULL, on_close),
+    [WITHOUT_DATA] = TABLE(on_open, NULL, on_end, on_drain, on_close),
+    [WITHOUT_END] = TABLE(on_open, on_data, NULL, on_drain, on_close),
+    [WITHOUT_CLOSE] = TABLE(on_open, on_data, on_end, on_drain, NULL),
+    [WITHOUT_OPEN] = TABLE(NULL, on_data, on_end, on_drain, on_close),
+};
+
+static const weir_stream_callbacks *choose_callbacks(const connection *c) {
+    size_t table = sim_random(3) == 0 ? (size_t)sim_random(TABLES) : COMPLETE;
+    bool needs_drain = c->role == ECHO || c->is_full;
+    if (c->role == FORWARD || (table == WITHOUT_DRAIN && needs_drain) ||
+        (table == WITHOUT_DATA && c->role == ECHO) || (table == WITHOUT_OPEN && c->is_dialled))
+        table = COMPLETE;
+    return &tables[table];
+}
+
+void notice_silent_ends(void) {
+    for (size_t i = app.used_count; i-- > 0;) {
+        connection *c = i < app.used_count ? app.used[i] : NULL;
+        if (c == NULL || !c->is_started || c->closes > 0 || c->stream == NULL)
+            continue;
+        weir_stream *stream = c->stream;
+        notice_end(c);
+        if (c->callbacks->on_close == NULL && weir_stream_get_state(stream) == WEIR_STREAM_CLOSED)
+            on_close(stream, stream->reason, stream->error, c);
+    }
+}
 
 void start_connection(connection *c, weir_stream *stream) {
     use(c, true); /* also if its peer has gone meanwhile */
     c->stream = weir_stream_ref(stream);
     c->is_started = true;
-    sim_require(weir_stream_start(stream, &callbacks, c) == 0, "start failed");
+    c->callbacks = choose_callbacks(c);
+    sim_require(weir_stream_start(stream, c->callbacks, c) == 0, "start failed");
 }

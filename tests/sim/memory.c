@@ -46,7 +46,15 @@ void hold(const connection *c, const weir_slice *slice, bool keep) {
         drop_held((size_t)sim_random(app.held_count));
     held *h = &app.held[app.held_count];
     *h = (held){ .seed = c->in_seed, .position = c->app_read, .size = slice->size };
-    if (!keep)
+    weir_slice none;
+    sim_require(weir_slice_sub(slice, 1, slice->size, &none) == -ERANGE, "a part beyond the whole");
+    if (!keep && sim_random(2) == 0) {
+        size_t offset = (size_t)sim_random(slice->size);
+        h->position += offset;
+        h->size = (size_t)sim_random(slice->size - offset) + 1;
+        sim_require(weir_slice_sub(slice, offset, h->size, &h->slice) == 0 && h->slice.size == h->size,
+                    "no part of a slice");
+    } else if (!keep)
         weir_slice_ref(slice, &h->slice);
     else if (weir_slice_keep(slice, &h->slice) < 0)
         return;
@@ -57,9 +65,13 @@ void hold(const connection *c, const weir_slice *slice, bool keep) {
 }
 
 void released(const void *data, size_t size, void *userdata) {
+    sim_require(!sim.is_other_thread, "external memory was released on another thread");
+    released_anywhere(data, size, userdata);
+}
+
+void released_anywhere(const void *data, size_t size, void *userdata) {
     (void)size;
     uintptr_t index = (uintptr_t)userdata;
-    sim_require(!sim.is_other_thread, "external memory was released on another thread");
     sim_require(app.external[index] == data, "external memory was released twice");
     free(app.external[index]);
     app.external[index] = NULL;

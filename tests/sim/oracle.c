@@ -34,6 +34,9 @@ void check_reason(const connection *c, int reason, int error) {
                         c->peer_read + sim_readable(c->socket) < c->app_wrote,
                     "the peer has all, and was not told the end");
         break;
+    case WEIR_CLOSE_DRAIN:
+        sim_require(error == 0 && is_grace_over(), "drain has not ended its grace");
+        break;
     case WEIR_CLOSE_LOOP:
         sim_require(error == 0 && app.is_loop_closing, "the loop is not closing");
         break;
@@ -45,7 +48,8 @@ void check_reason(const connection *c, int reason, int error) {
                     weir_error_name(error));
     }
     sim_require(!c->is_dialled || c->open_told || c->is_closing || reason == WEIR_CLOSE_CONNECT ||
-                    reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR,
+                    reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR || reason == WEIR_CLOSE_DRAIN ||
+                    c->callbacks->on_open == NULL,
                 "connection %llu was never said to be open", (unsigned long long)c->number);
 }
 
@@ -64,7 +68,12 @@ bool is_end_honest(const connection *c) {
                           : c->reason == WEIR_CLOSE_LOCAL || c->reason == WEIR_CLOSE_PEER;
 }
 
+bool is_grace_over(void) {
+    return app.is_draining && sim.now_ns >= app.drain_until;
+}
+
 void check_world(void) {
+    notice_silent_ends();
     weir_pool *pool = weir_loop_get_pool(app.loop);
     weir_pool_stats stats = { .size = sizeof stats };
     sim_require(weir_pool_get_stats(pool, &stats) == 0, "no statistics");
@@ -76,8 +85,9 @@ void check_world(void) {
         check_timers(app.loop->now, "it is overdue");
     for (size_t i = 0; i < app.used_count; i++) {
         connection *c = app.used[i];
-        if (c->is_full && c->stream != NULL && c->closes == 0 && !c->is_closing && c->stream->queue.bytes == 0 &&
-            weir__op_is_idle(&c->stream->out) && c->stream->output_error == 0 && !c->stream->has_failed)
+        if (c->is_full && c->is_started && c->stream != NULL && c->closes == 0 && !c->is_closing &&
+            c->stream->queue.bytes == 0 && weir__op_is_idle(&c->stream->out) && c->stream->output_error == 0 &&
+            !c->stream->has_failed)
             sim_require(++c->turns_without_drain < 8, "connection %llu: nothing is queued, and no drain comes",
                         (unsigned long long)c->number);
     }

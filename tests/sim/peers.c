@@ -48,7 +48,9 @@ static void come(void) {
         return;
     c->socket = sim_stream_new(true);
     c->socket->peer = c;
-    int r = sim_connect(c->socket, (const struct sockaddr *)&app.address.storage, app.address.length);
+    const weir__address *address =
+        app.extras > 0 && sim_random(3) == 0 ? &app.extra_address : &app.address; /* which may have gone */
+    int r = sim_connect(c->socket, (const struct sockaddr *)&address->storage, address->length);
     if (r < 0) {
         sim_close_socket(c->socket);
         use(c, false);
@@ -159,7 +161,7 @@ static bool peer_act(connection *c) {
 /* A connection that both sides are done with makes place for another. */
 static void reap(connection *c) {
     bool never_came = !c->is_started && !c->is_dialled;
-    if (c->is_started && c->closes == 0)
+    if (c->is_held || (c->is_started && c->closes == 0))
         return;
     bool is_left = c->peer_is_dead && c->socket != NULL && c->socket->other == NULL;
     if (never_came && !c->peer_gone && !is_left)

@@ -40,6 +40,10 @@ typedef struct connection {
     uint64_t app_read, app_wrote, in_seed, out_seed;
     bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, open_told, end_told, is_full;
     bool closed_after_end, closed_in_calm;
+    bool is_held;                           /* the application has the stream, and has not started it */
+    bool is_counted;                        /* among those that the listener may have open */
+    unsigned start_in;                      /* turns */
+    const weir_stream_callbacks *callbacks; /* some of which may be NULL */
     unsigned closes, turns_without_drain, turns_since_reset;
     int reason, error;
 } connection;
@@ -68,7 +72,11 @@ typedef struct application {
     int64_t repeat[TIMERS];
     uint64_t queue_limit, queue_high, queue_low;
     uint32_t max_turn_events, max_streams, accepted_open; /* of the loop; of the listener */
-    bool is_listener_paused, is_loop_closing;
+    weir_listener *extra;                                 /* the second one, while there is one */
+    weir__address extra_address;
+    unsigned extras; /* opened so far */
+    bool is_listener_paused, is_extra_closing, is_loop_closing, is_draining;
+    int64_t drain_until;
     bool is_time_honest; /* faults have stopped, and peers have time enough to act */
     bool was_dry;        /* since faults stopped: a close that cannot take in the peer's end may be cut short */
     uint64_t external_given, external_released;
@@ -91,6 +99,8 @@ void check_held(const held *h);
 void drop_held(size_t index);
 /* A weir_release_fn; @userdata is the index of what it releases. */
 void released(const void *data, size_t size, void *userdata);
+/* Likewise, for memory that any thread may release. */
+void released_anywhere(const void *data, size_t size, void *userdata);
 
 /* ---- application.c ---------------------------------------------------------------------------------- */
 
@@ -99,6 +109,18 @@ void close_connection(connection *c);
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c);
 void start_connection(connection *c, weir_stream *stream);
+/* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. */
+void notice_silent_ends(void);
+
+/* ---- arrivals.c ------------------------------------------------------------------------------------- */
+
+void open_listener(void);
+void open_or_close_extra(void);
+connection *dial(enum role role);
+void dial_pair(void);
+void adopt(void);
+/* Start those that have waited long enough, or do something else with them. */
+void tend_held(void);
 
 /* ---- peers.c ---------------------------------------------------------------------------------------- */
 
@@ -112,6 +134,8 @@ connection *any_connection(void);
 
 /* What must be true after each turn. */
 void check_world(void);
+/* drain's grace is over. */
+bool is_grace_over(void);
 /* Why it ended must be something that happened. */
 void check_reason(const connection *c, int reason, int error);
 void check_timers(int64_t until, const char *what);

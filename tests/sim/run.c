@@ -7,28 +7,7 @@
 
 application app;
 
-/* ---- listener, timers, posts ------------------------------------------------------------------------ */
-
-static void on_accept(weir_listener *listener, weir_stream *stream, void *userdata) {
-    (void)listener, (void)userdata;
-    sim_socket *socket = sim_socket_of(weir_stream_get_fd(stream));
-    sim_require(socket != NULL && socket->peer != NULL, "a connection that nobody made");
-    connection *c = socket->peer;
-    sim_require(!c->is_started, "a connection was accepted twice");
-    sim_require(!app.is_listener_paused, "a paused listener hands out");
-    sim_require(app.max_streams == 0 || app.accepted_open < app.max_streams,
-                "more streams than the listener may have");
-    if (sim_random(32) == 0) {
-        weir_stream_close(stream);
-        c->was_aborted = true;
-        return;
-    }
-    app.accepted_open++;
-    start_connection(c, stream);
-    act(c);
-}
-
-static const weir_listener_callbacks accepting = { .size = sizeof accepting, .on_accept = on_accept };
+/* ---- timers, posts ---------------------------------------------------------------------------------- */
 
 static void on_timer(weir_timer *timer, void *userdata) {
     size_t i = (size_t)(uintptr_t)userdata;
@@ -48,47 +27,6 @@ static void on_post(weir_loop *loop, void *userdata) {
     sim_require(loop == app.loop && !sim.is_other_thread, "a post ran elsewhere");
     sim_require((uint64_t)(uintptr_t)userdata == ++app.post_ran, "posts ran out of order");
     app.ran++;
-}
-
-/* ---- dialling ----------------------------------------------------------------------------------------- */
-
-/* The application dials a peer's listener. */
-static connection *dial(enum role role) {
-    weir_stream_options options = { .size = sizeof options,
-                                    .connect_timeout_ns = 50000000,
-                                    .linger_timeout_ns = 1000000000,
-                                    .queue_limit_bytes = app.queue_limit };
-    connection *c = connection_new(role);
-    if (c == NULL)
-        return NULL;
-    weir_stream *stream;
-    int r = weir_stream_dial(app.loop, app.is_unix ? "unix:@upstream" : "127.0.0.1:9", &options, &stream);
-    if (r < 0) {
-        sim_require(r == -ENOMEM || r == -EMFILE, "dial said %s", weir_error_name(r));
-        use(c, false);
-        return NULL;
-    }
-    c->is_dialled = true;
-    sim_socket *socket = sim_socket_of(weir_stream_get_fd(stream));
-    socket->peer = c;
-    start_connection(c, stream);
-    sim_note("connection %llu (%s): dialled", (unsigned long long)c->number, role_names[role]);
-    return c;
-}
-
-static void dial_pair(void) {
-    connection *a = dial(FORWARD);
-    if (a == NULL)
-        return;
-    connection *b = dial(FORWARD);
-    if (b == NULL) {
-        a->role = SINK;
-        return;
-    }
-    a->partner = b;
-    b->partner = a;
-    a->out_seed = b->in_seed;
-    b->out_seed = a->in_seed;
 }
 
 /* ---- other threads ---------------------------------------------------------------------------------- */
@@ -134,9 +72,11 @@ void __wrap_weir__waker_sleep(weir__waker *waker) {
 /* ---- a run ------------------------------------------------------------------------------------------ */
 
 static void act_outside(void) {
-    switch (sim_random(12)) {
+    switch (sim_random(14)) {
     case 0:
-        if (!app.no_new)
+        if (!app.no_new && sim_random(2) == 0)
+            adopt();
+        else if (!app.no_new)
             (void)dial((enum role)sim_random(3));
         break;
     case 1:
@@ -166,15 +106,18 @@ static void act_outside(void) {
             drop_held((size_t)sim_random(app.held_count));
         break;
     case 6:
+        if (sim_random(4) == 0)
+            open_or_close_extra();
+        break;
+    case 7:
+        if (app.listener == NULL)
+            break;
         app.is_listener_paused = sim_random(2) == 0;
         sim_require((app.is_listener_paused ? weir_listener_pause : weir_listener_resume)(app.listener) == 0,
                     "pause, resume");
         break;
-    default: {
-        connection *c = any_connection();
-        if (c != NULL)
-            act(c);
-    }
+    default:
+        act(any_connection());
     }
 }
 
@@ -223,6 +166,7 @@ static void expect_resets_noticed(void) {
 static void calm_down(void) {
     sim.is_calm = app.no_new = true;
     app.may_fail = false;
+    tend_held();
     while (app.held_count > 0)
         drop_held(app.held_count - 1);
     for (size_t i = 0; i < TIMERS; i++) {
@@ -242,7 +186,7 @@ static void calm_down(void) {
         }
     }
     app.is_listener_paused = false;
-    (void)weir_listener_resume(app.listener);
+    sim_require(weir_listener_resume(app.listener) == 0, "resume");
     int turns = 0;
     while (!is_everything_over()) {
         sim_require(++turns < 20000, "it does not come to its end: %s", sim_describe());
@@ -251,7 +195,7 @@ static void calm_down(void) {
         for (size_t i = 0; i < app.all_count; i++) {
             connection *c = app.all[i];
             if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing &&
-                (c->end_told || c->peer_is_dead))
+                (c->end_told || c->peer_is_dead || c->callbacks->on_data == NULL))
                 close_connection(c);
         }
         if (turns % 64 == 0)
@@ -296,16 +240,9 @@ static void open_all(void) {
     app.queue_limit = sim_random(2) == 0 ? (uint64_t)1 << (12 + sim_random(9)) : 16 << 20;
     app.queue_high = app.queue_limit / 2 < 1 << 20 ? app.queue_limit / 2 : 1 << 20;
     app.queue_low = app.queue_high / 4;
-    weir_listener_options listening = { .size = sizeof listening, .max_streams = app.max_streams };
-    weir_stream_options each = { .size = sizeof each,
-                                 .linger_timeout_ns = 1000000000,
-                                 .queue_limit_bytes = app.queue_limit };
-    listening.stream = &each;
     app.is_unix = sim_random(4) == 0;
-    const char *address = app.is_unix ? "unix:@listener" : "127.0.0.1:7";
-    sim_require(weir_listener_open(loop, address, &listening, &app.listener) == 0, "no listener");
-    sim_require(weir_listener_start(app.listener, &accepting, NULL) == 0, "the listener did not start");
-    sim_require(weir__address_parse(address, &app.address) == 0, "address");
+    app.loop = loop;
+    open_listener();
     sim_require(weir__address_parse(app.is_unix ? "unix:@upstream" : "127.0.0.1:9", &app.upstream_address) == 0,
                 "address");
     app.upstream =
@@ -314,9 +251,35 @@ static void open_all(void) {
         app.due[i] = -1;
         sim_require(weir_timer_new(loop, on_timer, (void *)(uintptr_t)i, &app.timers[i]) == 0, "no timer");
     }
-    app.loop = loop;
     sim.is_calm = false;
     app.may_fail = true;
+}
+
+/* What is open has some time to end by itself, while faults go on; then it is ended. */
+static void drain(void) {
+    int64_t grace = (int64_t)sim_random((uint64_t)1 << (20 + sim_random(10)));
+    sim_note("the loop is drained, and has %.3f ms", (double)grace / 1e6);
+    app.is_draining = true;
+    app.drain_until = sim.now_ns + grace;
+    sim_require(weir_loop_drain(app.loop, grace) == 0, "drain failed");
+    for (int rounds = 0; app.loop->streams_open > app.loop->streams_unstarted ||
+                         app.loop->listeners_open > 0 || !is_grace_over(); rounds++) {
+        sim_require(rounds < 100000 && sim.now_ns < app.drain_until + INT64_C(5000000000), "it is not drained: %s",
+                    sim_describe());
+        if (app.loop->streams_open == 0 && app.loop->listeners_open == 0 && sim_random(4) == 0)
+            break; /* before the grace is over */
+        if (sim_random(3) == 0)
+            act_outside();
+        tend_held();
+        int r = sim_random(2) == 0 ? weir_loop_run(app.loop) : weir_loop_run_once(app.loop, 2000000);
+        sim_require(r >= 0 || r == -ENOMEM, "run said %s", weir_error_name(r));
+        check_world();
+        (void)sim_world_step();
+    }
+    sim_require(app.listener == NULL && app.extra == NULL, "a listener is open after drain");
+    for (size_t i = 0; i < app.used_count; i++)
+        sim_require(!app.used[i]->is_started || app.used[i]->closes == 1, "connection %llu is open after drain",
+                    (unsigned long long)app.used[i]->number);
 }
 
 void sim_run(const sim_config *config) {
@@ -327,13 +290,16 @@ void sim_run(const sim_config *config) {
     while (sim.steps < config->steps) {
         if (sim_random(3) == 0)
             act_outside();
+        tend_held();
         turn();
         (void)sim_world_step(); /* also when the loop does not sleep */
     }
-    if (!ends_abruptly)
-        calm_down();
-    else
+    if (ends_abruptly)
         sim_note("the loop is closed in the middle");
+    else if (sim_random(4) == 0)
+        drain();
+    else
+        calm_down();
     app.no_new = true;
     app.may_fail = false;
     app.is_loop_closing = true;
@@ -345,7 +311,9 @@ void sim_run(const sim_config *config) {
     int r = weir_loop_close(loop);
     sim_require(r == 0, "close said %s", weir_error_name(r));
     sim_require(app.posted == app.ran, "a post that was taken did not run");
+    notice_silent_ends();
     app.loop = NULL;
+    sim_require(app.listener == NULL && app.extra == NULL, "a listener without on_close");
     for (size_t i = 0; i < app.all_count; i++)
         sim_require(!app.all[i]->is_started || app.all[i]->closes == 1, "a started stream without on_close");
     sim_require(app.external_given == app.external_released, "external memory was not released");
