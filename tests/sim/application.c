@@ -61,33 +61,40 @@ static bool took(connection *to, int r, size_t size) {
 }
 
 /* Memory of the application's, and where it is noted; NULL: there is no place. */
-static uint8_t *lend(const uint8_t *bytes, size_t size, void **ret_userdata) {
+static uint8_t *lend(connection *c, const uint8_t *bytes, size_t size, void **ret_userdata) {
     uint64_t index = app.external_given % MOST_EXTERNAL;
-    if (app.external[index] != NULL)
+    lent *it = &app.external[index];
+    if (it->memory != NULL)
         return NULL;
-    app.external[index] = malloc(size);
-    memcpy(app.external[index], bytes, size);
+    *it = (lent){ .memory = malloc(size), .by = c };
+    memcpy(it->memory, bytes, size);
     *ret_userdata = (void *)(uintptr_t)index;
-    return app.external[index];
+    return it->memory;
+}
+
+static void lent_it(connection *c) {
+    c->lent++;
+    app.external_given++;
 }
 
 static void take_back(void *userdata) {
-    free(app.external[(uintptr_t)userdata]);
-    app.external[(uintptr_t)userdata] = NULL;
+    lent *it = &app.external[(uintptr_t)userdata];
+    free(it->memory);
+    *it = (lent){ 0 };
 }
 
 /* In one piece, or in two parts of a slice. */
 static void write_wrapped(connection *c, const uint8_t *bytes, size_t size) {
     weir_slice slice, part;
     void *userdata;
-    uint8_t *memory = lend(bytes, size, &userdata);
+    uint8_t *memory = lend(c, bytes, size, &userdata);
     if (memory == NULL)
         return;
     if (weir_slice_wrap(weir_loop_get_pool(app.loop), memory, size, released_anywhere, userdata, &slice) < 0) {
         take_back(userdata);
         return;
     }
-    app.external_given++;
+    lent_it(c);
     size_t first = sim_random(2) == 0 ? size : 1 + (size_t)sim_random(size);
     sim_require(weir_slice_sub(&slice, 0, first, &part) == 0, "no part of a slice");
     bool goes_on = took(c, weir_stream_write_slice(c->stream, &part), first);
@@ -122,11 +129,11 @@ static void write_some(connection *c) {
         break;
     case 2: {
         void *userdata;
-        uint8_t *memory = lend(bytes, size, &userdata);
+        uint8_t *memory = lend(c, bytes, size, &userdata);
         if (memory == NULL)
             break;
         if (took(c, weir_stream_write_external(c->stream, memory, size, released, userdata), size))
-            app.external_given++;
+            lent_it(c);
         else
             take_back(userdata);
         break;
@@ -305,6 +312,7 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     sim_require(c->closes++ == 0, "on_close twice");
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
+    sim_require(c->lent == 0, "on_close before external memory was released");
     sim_require(error != -ECANCELED, "a cancellation was told as an error");
     sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
     check_reason(c, reason, error);

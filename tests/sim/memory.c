@@ -12,6 +12,7 @@ static void *app_alloc(size_t size, size_t alignment, void *userdata) {
     void *memory = aligned_alloc(alignment, (size + alignment - 1) & ~(alignment - 1));
     memset(memory, 0xA5, size);
     app.live_blocks++;
+    app.live_bytes += size;
     return memory;
 }
 
@@ -20,6 +21,7 @@ static void app_free(void *memory, size_t size, size_t alignment, void *userdata
     memset(memory, 0x5A, size);
     free(memory);
     app.live_blocks--;
+    app.live_bytes -= size;
 }
 
 const weir_allocator counting_allocator = { .size = sizeof counting_allocator,
@@ -70,10 +72,11 @@ void released(const void *data, size_t size, void *userdata) {
 }
 
 void released_anywhere(const void *data, size_t size, void *userdata) {
-    (void)size;
-    uintptr_t index = (uintptr_t)userdata;
-    sim_require(app.external[index] == data, "external memory was released twice");
-    free(app.external[index]);
-    app.external[index] = NULL;
+    lent *it = &app.external[(uintptr_t)userdata];
+    sim_require(data != NULL && it->memory == data, "external memory was released twice");
+    memset(it->memory, 0x5A, size); /* whoever still looks at it shall notice */
+    free(it->memory);
+    it->by->lent--;
+    *it = (lent){ 0 };
     app.external_released++;
 }

@@ -432,6 +432,7 @@ void *weir__sys_wiped_page(void) {
 void *weir__sys_map_private(size_t size) {
     void *memory = sim_fault(SIM_NO_MEMORY) ? NULL : aligned_alloc(4096, size);
     sim.mappings += memory != NULL;
+    sim.mapped_bytes += memory != NULL ? size : 0;
     return memory;
 }
 
@@ -439,6 +440,7 @@ void weir__sys_unmap(void *memory, size_t size) {
     memset(memory, 0x5A, size);
     free(memory);
     sim.mappings--;
+    sim.mapped_bytes -= size;
 }
 
 size_t weir__sys_page_bytes(void) {

@@ -72,6 +72,19 @@ bool is_grace_over(void) {
     return app.is_draining && sim.now_ns >= app.drain_until;
 }
 
+/* What is lent is as much as was given and has not come back, and is in the queues of streams that are open. */
+static void check_lent(void) {
+    uint64_t count = 0, open = 0;
+    for (size_t i = 0; i < MOST_EXTERNAL; i++)
+        count += app.external[i].memory != NULL;
+    for (size_t i = 0; i < app.used_count; i++)
+        open += app.used[i]->closes == 0 ? app.used[i]->lent : 0;
+    sim_require(count == app.external_given - app.external_released && open <= count,
+                "%llu pieces of external memory are lent, of %llu given and %llu released",
+                (unsigned long long)count, (unsigned long long)app.external_given,
+                (unsigned long long)app.external_released);
+}
+
 void check_world(void) {
     notice_silent_ends();
     weir_pool *pool = weir_loop_get_pool(app.loop);
@@ -80,6 +93,11 @@ void check_world(void) {
     if (app.checks++ % 8 == 0) /* it looks at every buffer */
         sim_require(weir__pool_is_consistent(pool), "the pool's account is not right");
     sim_require(stats.used_bytes <= stats.budget_bytes, "the budget is exceeded");
+    /* By a sum of our own: what was mapped, and of what was allocated at least the blocks. */
+    sim_require(sim.mapped_bytes + stats.block_bytes == stats.used_bytes && stats.block_bytes <= app.live_bytes,
+                "%llu bytes are mapped and %llu allocated, and the pool says %llu, %llu of them in blocks",
+                (unsigned long long)sim.mapped_bytes, (unsigned long long)app.live_bytes,
+                (unsigned long long)stats.used_bytes, (unsigned long long)stats.block_bytes);
     app.was_dry = app.was_dry || (sim.is_calm && stats.buffers_posted + stats.buffers_filling == 0);
     if (app.max_turn_events == 0 || app.max_turn_events >= TIMERS)
         check_timers(app.loop->now, "it is overdue");
@@ -93,7 +111,7 @@ void check_world(void) {
     }
     if (app.held_count > 0)
         check_held(&app.held[sim_random(app.held_count)]);
-    sim_require(app.external_released <= app.external_given, "external memory was released too often");
+    check_lent();
 }
 
 void sim_check_sleep(int64_t until) {

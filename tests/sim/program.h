@@ -19,7 +19,14 @@
 #include "support/bytes.h"
 #include "weir/timer.h"
 
-enum { MOST_EVER = 65536, MOST_HELD = 64, TIMERS = 3, MOST_EXTERNAL = 4096, TIMER_SLACK = 1000000 };
+enum {
+    MOST_EVER = 65536,
+    MOST_HELD = 64,
+    TIMERS = 3,
+    MOST_EXTERNAL = 4096,
+    MOST_POSTS = 1024,
+    TIMER_SLACK = 1000000
+};
 
 enum role { ECHO, SOURCE, SINK, FORWARD, ROLES };
 
@@ -43,6 +50,7 @@ typedef struct connection {
     bool is_held;                           /* the application has the stream, and has not started it */
     bool is_counted;                        /* among those that the listener may have open */
     unsigned start_in;                      /* turns */
+    uint64_t lent;                          /* pieces of the application's memory in its queue */
     const weir_stream_callbacks *callbacks; /* some of which may be NULL */
     unsigned closes, turns_without_drain, turns_since_reset;
     int reason, error;
@@ -53,6 +61,12 @@ typedef struct held {
     uint64_t seed, position;
     size_t size;
 } held;
+
+/* Memory of the application's that the library has, and in whose queue. */
+typedef struct lent {
+    uint8_t *memory;
+    connection *by;
+} lent;
 
 typedef struct application {
     weir_loop *loop;
@@ -80,8 +94,9 @@ typedef struct application {
     bool is_time_honest; /* faults have stopped, and peers have time enough to act */
     bool was_dry;        /* since faults stopped: a close that cannot take in the peer's end may be cut short */
     uint64_t external_given, external_released;
-    uint8_t *external[MOST_EXTERNAL];
-    uint64_t live_blocks;
+    lent external[MOST_EXTERNAL];
+    uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
+    int64_t posted_at[MOST_POSTS];    /* by number */
     bool is_in_thread, is_unix, no_new, may_fail;
     uint64_t streams_closed, checks;
 } application;

@@ -277,7 +277,9 @@ bool sim_run_request(weir__ring *ring, request *r) {
     if (r->ended != 0) {
         if (sim.now_ns < r->not_before)
             return false;
-        if (r->sqe.opcode == IORING_OP_RECV)
+        if (r->ended != -ECANCELED)
+            sim_event(SIM_EVENT_DISCONNECT_ENDED);
+        else if (r->sqe.opcode == IORING_OP_RECV)
             sim_event(sim_readable(r->socket) > 0 ? SIM_EVENT_CANCELLED_WITH_DATA : SIM_EVENT_CANCELLED);
         sim_end_request(ring, r, r->ended, 0);
         return true;

@@ -7,6 +7,8 @@
 
 application app;
 
+enum { LONGEST_DELAY = 1100000000 };
+
 /* ---- timers, posts ---------------------------------------------------------------------------------- */
 
 static void on_timer(weir_timer *timer, void *userdata) {
@@ -25,7 +27,11 @@ static void on_post_to_stop(weir_loop *loop, void *userdata) {
 
 static void on_post(weir_loop *loop, void *userdata) {
     sim_require(loop == app.loop && !sim.is_other_thread, "a post ran elsewhere");
-    sim_require((uint64_t)(uintptr_t)userdata == ++app.post_ran, "posts ran out of order");
+    uint64_t number = (uint64_t)(uintptr_t)userdata;
+    sim_require(number == ++app.post_ran, "posts ran out of order");
+    /* Nobody was told of it, if the wake-up was lost; but then it waits for a sleep at most. */
+    sim_require(sim.now_ns - app.posted_at[number % MOST_POSTS] <= LONGEST_DELAY, "a post waited for %.3f ms",
+                (double)(sim.now_ns - app.posted_at[number % MOST_POSTS]) / 1e6);
     app.ran++;
 }
 
@@ -38,6 +44,7 @@ static void post_one(void) {
         sim_require(r == -ENOMEM || r == -ESHUTDOWN, "post said %s", weir_error_name(r));
         return;
     }
+    app.posted_at[number % MOST_POSTS] = sim.now_ns;
     app.post_started++;
     app.posted++;
 }
@@ -121,12 +128,31 @@ static void act_outside(void) {
     }
 }
 
+static void on_stop(weir_timer *timer, void *userdata) {
+    (void)timer, (void)userdata;
+    weir_loop_stop(app.loop);
+}
+
+/* Run for so long that sleeps in it are long ones, and that a wake-up which is lost costs something. */
+static int run_long(void) {
+    weir_timer *timer;
+    if (weir_timer_new(app.loop, on_stop, NULL, &timer) < 0)
+        return 0;
+    int r = weir_timer_start(timer, 100000000 + (int64_t)sim_random(2000000000), 0);
+    sim_require(r == 0, "a timer did not start");
+    r = weir_loop_run(app.loop);
+    weir_timer_unref(timer);
+    return r;
+}
+
 static void turn(void) {
     int r = 0;
     bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
     if (runs) { /* until it is stopped, or it hangs */
         app.posted++;
         r = weir_loop_run(app.loop);
+    } else if (!sim.is_calm && sim_random(512) == 0) {
+        r = run_long();
     } else {
         r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
     }
@@ -262,8 +288,9 @@ static void drain(void) {
     app.is_draining = true;
     app.drain_until = sim.now_ns + grace;
     sim_require(weir_loop_drain(app.loop, grace) == 0, "drain failed");
-    for (int rounds = 0; app.loop->streams_open > app.loop->streams_unstarted ||
-                         app.loop->listeners_open > 0 || !is_grace_over(); rounds++) {
+    for (int rounds = 0;
+         app.loop->streams_open > app.loop->streams_unstarted || app.loop->listeners_open > 0 || !is_grace_over();
+         rounds++) {
         sim_require(rounds < 100000 && sim.now_ns < app.drain_until + INT64_C(5000000000), "it is not drained: %s",
                     sim_describe());
         if (app.loop->streams_open == 0 && app.loop->listeners_open == 0 && sim_random(4) == 0)
@@ -280,6 +307,19 @@ static void drain(void) {
     for (size_t i = 0; i < app.used_count; i++)
         sim_require(!app.used[i]->is_started || app.used[i]->closes == 1, "connection %llu is open after drain",
                     (unsigned long long)app.used[i]->number);
+}
+
+/* Slices outlive the loop. What they occupied, by the allocator's sum, is what the pool said. */
+static void drop_all_held(weir_pool *pool) {
+    weir_pool_stats stats = { .size = sizeof stats };
+    sim_require(weir_pool_get_stats(pool, &stats) == 0, "no statistics");
+    uint64_t before = app.live_bytes;
+    while (app.held_count > 0)
+        drop_held(app.held_count - 1);
+    uint64_t freed = before - app.live_bytes, buffers = stats.buffers_retired;
+    sim_require(sim.mapped_bytes == 0 && freed >= stats.block_bytes && freed - stats.block_bytes <= 256 * buffers,
+                "%llu bytes were freed with the last slices, and the pool said %llu, and %llu buffers",
+                (unsigned long long)freed, (unsigned long long)stats.block_bytes, (unsigned long long)buffers);
 }
 
 void sim_run(const sim_config *config) {
@@ -317,9 +357,10 @@ void sim_run(const sim_config *config) {
     for (size_t i = 0; i < app.all_count; i++)
         sim_require(!app.all[i]->is_started || app.all[i]->closes == 1, "a started stream without on_close");
     sim_require(app.external_given == app.external_released, "external memory was not released");
+    weir_pool *pool = weir_pool_ref(weir_loop_get_pool(loop));
     weir_loop_unref(loop);
-    while (app.held_count > 0) /* slices outlive the loop */
-        drop_held(app.held_count - 1);
+    drop_all_held(pool);
+    weir_pool_unref(pool);
     sim_require(app.live_blocks == 0, "%llu blocks of memory are left", (unsigned long long)app.live_blocks);
     sim_require(sim.mappings == 0, "%d mappings are left", sim.mappings);
     sim_require(sim.descriptors == 0, "%d descriptors are left", sim.descriptors);

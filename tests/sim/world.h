@@ -84,6 +84,7 @@ enum sim_fault {
     X(END_FORGOTTEN, "a receive does not tell of an end or a reset behind data")     \
     X(RESET_SEEN, "a receive ends with an error")                                    \
     X(CANCELLED, "a receive ends with -ECANCELED")                                   \
+    X(DISCONNECT_ENDED, "a disconnect ended a request")                              \
     X(CANCELLED_WITH_DATA, "cancelled with data queued: it stays in the socket")     \
     X(EMPTY_AT_ONCE, "-ENOBUFS at once, nothing pending")                            \
     X(EMPTY_WITH_DATA, "-ENOBUFS with data pending")                                 \
@@ -175,6 +176,7 @@ typedef struct sim_world {
     size_t socket_count, socket_capacity;
     int descriptors; /* open ones of the library */
     int mappings;    /* pages of the library's */
+    uint64_t mapped_bytes;
 } sim_world;
 
 extern sim_world sim;
