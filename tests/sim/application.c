@@ -148,11 +148,7 @@ static void write_some(connection *c) {
     memset(bytes, 0xEE, size);
 }
 
-/* Anything an application may do to a stream, in a callback or out of it. */
-void act(connection *c) {
-    notice_silent_ends();
-    if (c == NULL)
-        return;
+static void do_anything(connection *c) {
     if (c->is_held) { /* nothing but writing is possible, which waits */
         write_some(c);
         return;
@@ -203,6 +199,16 @@ void act(connection *c) {
     default:
         break;
     }
+}
+
+/* Anything an application may do to a stream, in a callback or out of it. */
+void act(connection *c) {
+    uint64_t random;
+    notice_silent_ends();
+    if (c == NULL || !sim_begin_action(&random))
+        return;
+    do_anything(c);
+    sim_end_action(random);
 }
 
 /* ---- callbacks -------------------------------------------------------------------------------------- */

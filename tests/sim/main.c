@@ -51,6 +51,20 @@ void sim_event(enum sim_event event) {
     sim.events[event]++;
 }
 
+bool sim_begin_action(uint64_t *ret_random) {
+    uint64_t own = sim_random(UINT64_MAX), number = sim.actions++;
+    for (unsigned i = 0; i < sim.config.skip_count; i++)
+        if (number >= sim.config.skips[i].first && number <= sim.config.skips[i].last)
+            return false;
+    *ret_random = sim.random;
+    sim.random = own;
+    return true;
+}
+
+void sim_end_action(uint64_t random) {
+    sim.random = random;
+}
+
 /* ---- the story -------------------------------------------------------------------------------------- */
 
 enum { STORY_LINES = 40, STORY_LINE = 200 };
@@ -76,30 +90,44 @@ static void tell_story(void) {
     fprintf(stderr, "state: %s\n", sim_describe());
 }
 
-static void tell_replay(void) {
-    fprintf(stderr,
-            "replay: sim --seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s\n",
-            sim.config.seed, sim.config.steps, sim.config.connections, sim.config.faults,
-            sim.config.classic ? " --classic" : "");
+/* The options that bring this run about again. */
+static void print_options(FILE *to, const sim_config *config) {
+    fprintf(to, "--seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s", config->seed,
+            config->steps, config->connections, config->faults, config->classic ? " --classic" : "");
+    for (unsigned i = 0; i < config->skip_count; i++)
+        fprintf(to, " --skip %" PRIu64 "..%" PRIu64, config->skips[i].first, config->skips[i].last);
+    fprintf(to, "\n");
+}
+
+static int failure_fd = -1; /* who shrinks this run listens there */
+
+/* Tell everything there is to tell, and in what words it failed to who asked for that alone. */
+static void tell_failure(const char *text) {
+    if (failure_fd >= 0) {
+        char line[600];
+        int length = snprintf(line, sizeof line, "%" PRIu64 " %s", sim.actions, text);
+        size_t size = (size_t)length < sizeof line ? (size_t)length : sizeof line - 1;
+        _exit(write(failure_fd, line, size) == (ssize_t)size ? 1 : 2);
+    }
+    fflush(stdout);
+    fprintf(stderr, "\nsim: seed %" PRIu64 " FAILED: %s\n", sim.config.seed, text);
+    tell_story();
+    fprintf(stderr, "replay: sim ");
+    print_options(stderr, &sim.config);
 }
 
 void sim_fail(const char *format, ...) {
+    static char text[6000];
     va_list arguments;
-    fflush(stdout);
-    fprintf(stderr, "\nsim: seed %" PRIu64 " FAILED: ", sim.config.seed);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "\n");
-    tell_story();
-    tell_replay();
+    tell_failure(text);
     _exit(1);
 }
 
 static void on_crash(int number) {
-    fprintf(stderr, "\nsim: seed %" PRIu64 " FAILED: %s\n", sim.config.seed, strsignal(number));
-    tell_story();
-    tell_replay();
+    tell_failure(strsignal(number));
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -176,20 +204,47 @@ static double seconds(void) {
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+/* 999, 12k, 3M: at most four characters. */
+static void print_count(FILE *to, uint64_t count) {
+    static const char units[] = { ' ', 'k', 'M', 'G', 'T', 'P' };
+    size_t unit = 0;
+    for (; count >= 1000 && unit + 1 < sizeof units; unit++)
+        count /= 1000;
+    if (unit == 0)
+        fprintf(to, "%" PRIu64, count);
+    else
+        fprintf(to, "%" PRIu64 "%c", count, units[unit]);
+}
+
+/* On a terminal in the same place, again and again; else one line. */
 static void progress(double began) {
+    enum { WIDTH = 100 };
+    static unsigned lines; /* printed the last time */
+    bool is_terminal = isatty(2) != 0;
     int met = 0;
     for (int i = 0; i < SIM_EVENT_COUNT; i++)
         met += total.events[i] > 0;
     double passed = seconds() - began;
+    if (is_terminal && lines > 0)
+        fprintf(stderr, "\r\033[%uA\033[J", lines);
+    lines = 1;
     fprintf(stderr,
-            "\rsim: %" PRIu64 " seeds, %.0f a second, %" PRIu64 " operations, %" PRIu64
-            " faults, %d of %d events ",
+            "sim: %" PRIu64 " seeds, %.0f a second, %" PRIu64 " operations, %" PRIu64 " faults, %d of %d events%s",
             total.seeds, (double)total.seeds / (passed > 0 ? passed : 1), total.operations, all_faults(), met,
-            SIM_EVENT_COUNT);
-    if (isatty(2))
-        return; /* one line, again and again */
-    for (int i = 0; i < SIM_FAULT_COUNT; i++)
-        fprintf(stderr, "%s %s %" PRIu64, i == 0 ? "of faults:" : ",", sim_fault_names[i], total.faults[i]);
+            SIM_EVENT_COUNT, is_terminal ? "\n" : "; faults:");
+    size_t column = 0;
+    for (int i = 0; i < SIM_FAULT_COUNT; i++) {
+        size_t width = strlen(sim_fault_names[i]) + 6;
+        if (is_terminal && column + width > WIDTH) {
+            fprintf(stderr, "\n");
+            lines++;
+            column = 0;
+        }
+        column += width;
+        fprintf(stderr, " %s ", sim_fault_names[i]);
+        print_count(stderr, total.faults[i]);
+    }
+    lines++;
     fprintf(stderr, "\n");
 }
 
@@ -202,51 +257,136 @@ static void report(void) {
 
 /* ---- shrinking -------------------------------------------------------------------------------------- */
 
-static bool fails(const sim_config *config) {
+typedef struct failure {
+    char text[600]; /* empty: it did not fail. Without numbers, which are others in a smaller run */
+    uint64_t actions;
+} failure;
+
+/* "connection 12 (echo): byte 7 ..." and "connection 3 (sink): byte 0 ..." are the same failure. */
+static void normalise(char *text) {
+    char *to = text;
+    for (const char *from = text; *from != '\0' && *from != '\n' && strncmp(from, ": idle ", 7) != 0; from++) {
+        bool is_digit = *from >= '0' && *from <= '9';
+        if (*from == '(') /* a role */
+            from = strchr(from, ')') != NULL ? strchr(from, ')') : from;
+        else if (!is_digit)
+            *to++ = *from;
+        else if (to == text || to[-1] != '0')
+            *to++ = '0';
+    }
+    *to = '\0';
+}
+
+static failure try_run(const sim_config *config) {
+    failure f = { 0 };
+    int fds[2], status = 0;
+    if (pipe(fds) < 0)
+        return f;
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
-        if (freopen("/dev/null", "w", stderr) == NULL)
+        close(fds[0]);
+        failure_fd = fds[1];
+        if (freopen("/dev/null", "w", stderr) == NULL || freopen("/dev/null", "w", stdout) == NULL)
             _exit(2);
         alarm(60);
         sim_run(config);
         _exit(0);
     }
-    int status = 0;
+    close(fds[1]);
+    char line[sizeof f.text] = "";
+    for (ssize_t size = 0, r; (r = read(fds[0], line + size, sizeof line - 1 - (size_t)size)) > 0;)
+        size += r;
+    close(fds[0]);
     waitpid(child, &status, 0);
-    return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    char *text = line;
+    f.actions = strtoull(line, &text, 10);
+    if (*text != '\0')
+        memcpy(f.text, text + 1, strlen(text));
+    else if (status != 0) /* it was killed, or a sanitizer's exit */
+        snprintf(f.text, sizeof f.text, "status %x", (unsigned)status);
+    normalise(f.text);
+    return f;
 }
 
-/* Fewer kinds of fault, fewer connections, fewer steps, as long as it fails. */
+/* Keep @smaller if it fails in the same way. */
+static bool keeps_failing(sim_config *config, const sim_config *smaller, failure *f) {
+    failure now = try_run(smaller);
+    if (strcmp(now.text, f->text) != 0)
+        return false;
+    *config = *smaller;
+    f->actions = now.actions;
+    return true;
+}
+
+static void skip_more(sim_config *config, uint64_t first, uint64_t last) {
+    if (config->skip_count > 0 && config->skips[config->skip_count - 1].last + 1 == first)
+        config->skips[config->skip_count - 1].last = last;
+    else if (config->skip_count < SIM_MOST_SKIPS)
+        config->skips[config->skip_count++] = (sim_range){ first, last };
+}
+
+static uint64_t skipped(const sim_config *config) {
+    uint64_t count = 0;
+    for (unsigned i = 0; i < config->skip_count; i++)
+        count += config->skips[i].last - config->skips[i].first + 1;
+    return count;
+}
+
+/* Leave out actions of the application: halves of them at first, at last single ones. Each round starts afresh with what
+ * it leaves out, so that the ranges stay in order. */
+static void shrink_actions(sim_config *config, failure *f) {
+    enum { MOST_PARTS = 64 };
+    for (uint64_t parts = 2; parts <= MOST_PARTS && parts <= f->actions; parts *= 2) {
+        uint64_t count = f->actions, size = (count + parts - 1) / parts;
+        sim_config best = *config;
+        best.skip_count = 0;
+        bool is_ordered = true;
+        for (uint64_t first = 0; first < count; first += size) {
+            sim_config smaller = best;
+            skip_more(&smaller, first, first + size - 1);
+            if (!keeps_failing(&best, &smaller, f))
+                is_ordered = false;
+        }
+        if (skipped(&best) > skipped(config))
+            *config = best;
+        if (is_ordered)
+            break; /* nothing that the application does is needed */
+    }
+}
+
+/* Fewer kinds of fault, fewer connections, fewer steps and actions, as long as it fails in the same way. */
 static void shrink(sim_config config) {
-    if (!fails(&config)) {
+    failure f = try_run(&config);
+    if (f.text[0] == '\0') {
         printf("sim: seed %" PRIu64 " does not fail\n", config.seed);
         return;
     }
+    printf("sim: seed %" PRIu64 " fails: %s\n", config.seed, f.text);
+    config.faults &= (UINT64_C(1) << SIM_FAULT_COUNT) - 1;
     for (int i = 0; i < SIM_FAULT_COUNT; i++) {
         sim_config smaller = config;
         smaller.faults &= ~(UINT64_C(1) << i);
-        if (smaller.faults != config.faults && fails(&smaller))
-            config = smaller;
+        if (smaller.faults != config.faults)
+            (void)keeps_failing(&config, &smaller, &f);
     }
     while (config.connections > 1) {
         sim_config smaller = config;
         smaller.connections--;
-        if (!fails(&smaller))
+        if (!keeps_failing(&config, &smaller, &f))
             break;
-        config = smaller;
     }
     for (uint64_t cut = config.steps / 2; cut > 0; cut /= 2) {
         sim_config smaller = config;
         while (smaller.steps > cut) {
             smaller.steps -= cut;
-            if (!fails(&smaller))
+            if (!keeps_failing(&config, &smaller, &f))
                 break;
-            config = smaller;
         }
     }
-    printf("sim: smaller: --seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s\n",
-           config.seed, config.steps, config.connections, config.faults, config.classic ? " --classic" : "");
+    shrink_actions(&config, &f);
+    printf("sim: smaller: ");
+    print_options(stdout, &config);
     sim_run(&config);
 }
 
@@ -254,7 +394,7 @@ static void shrink(sim_config config) {
 
 static void usage(FILE *to) {
     fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M] [--classic] [--trace] [--shrink] [--report]\n"
-                "           [--steps N] [--connections N] [--faults MASK]\n"
+                "           [--steps N] [--connections N] [--faults MASK] [--skip A..B]...\n"
                 "\n"
                 "Runs the library on a simulated kernel, one random program a seed. One seed in four uses classic "
                 "rings.\n");
@@ -291,6 +431,13 @@ int main(int argc, char **argv) {
             config.connections = (uint32_t)strtoul(value, &end, 10), i++;
         } else if (strcmp(option, "--faults") == 0) {
             config.faults = strtoull(value, &end, 0), i++;
+        } else if (strcmp(option, "--skip") == 0) {
+            sim_range skip = { .first = strtoull(value, &end, 10) };
+            if (strncmp(end, "..", 2) == 0 && config.skip_count < SIM_MOST_SKIPS) {
+                skip.last = strtoull(end + 2, &end, 10);
+                config.skips[config.skip_count++] = skip;
+            }
+            i++;
         } else if (strcmp(option, "--classic") == 0) {
             is_classic = true;
         } else if (strcmp(option, "--trace") == 0) {

@@ -328,8 +328,11 @@ void sim_run(const sim_config *config) {
     open_all();
     bool ends_abruptly = sim_random(4) == 0;
     while (sim.steps < config->steps) {
-        if (sim_random(3) == 0)
+        uint64_t random;
+        if (sim_random(3) == 0 && sim_begin_action(&random)) {
             act_outside();
+            sim_end_action(random);
+        }
         tend_held();
         turn();
         (void)sim_world_step(); /* also when the loop does not sleep */

@@ -153,6 +153,12 @@ struct sim_socket {
 
 /* ---- the world -------------------------------------------------------------------------------------- */
 
+/* Actions of the application that are left out, to see whether it fails all the same: from first to last. */
+enum { SIM_MOST_SKIPS = 48 };
+typedef struct sim_range {
+    uint64_t first, last;
+} sim_range;
+
 typedef struct sim_config {
     uint64_t seed;
     uint64_t steps;       /* actions of the world before faults stop */
@@ -160,6 +166,8 @@ typedef struct sim_config {
     uint64_t faults;      /* 1 << enum sim_fault: those that may happen */
     bool classic;
     bool trace;
+    sim_range skips[SIM_MOST_SKIPS];
+    unsigned skip_count;
 } sim_config;
 
 typedef struct sim_world {
@@ -168,6 +176,7 @@ typedef struct sim_world {
     int64_t now_ns;
     uint64_t steps;                  /* done */
     uint64_t operations;             /* requests submitted */
+    uint64_t actions;                /* of the application, begun or left out */
     bool is_calm;                    /* faults have stopped */
     bool is_other_thread;            /* who says it is calling? */
     uint8_t chance[SIM_FAULT_COUNT]; /* in 256, of this run */
@@ -186,6 +195,10 @@ void sim_begin(const sim_config *config);
 void sim_end(void);
 
 uint64_t sim_random(uint64_t below);
+/* An action of the application begins, which draws from a seed of its own, so that one that is left out changes nothing
+ * for the others. false: it is left out. Give what @ret_random got to sim_end_action(). */
+bool sim_begin_action(uint64_t *ret_random);
+void sim_end_action(uint64_t random);
 /* Does this fault happen here and now? Counts it if so. */
 bool sim_fault(enum sim_fault fault);
 /* Likewise, of how this run's kernel is made: also while the world is calm. */
