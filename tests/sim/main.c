@@ -158,8 +158,12 @@ void sim_begin(const sim_config *config) {
     for (int i = 0; i < SIM_FAULT_COUNT; i++) {
         static const uint8_t chances[] = { 0, 0, 1, 2, 8, 32 };
         uint8_t chance = chances[sim_random(sizeof chances)];
-        if (i == SIM_NO_MEMORY || i == SIM_REQUEST_ENOMEM || i == SIM_POLL_ENOMEM || i == SIM_RESET_BETWEEN)
+        if (i == SIM_NO_MEMORY || i == SIM_REQUEST_ENOMEM || i == SIM_POLL_ENOMEM)
             chance = chance > 1 ? 1 : chance;
+        if (i == SIM_RESET_BETWEEN)
+            chance = chance > 8 ? 8 : chance;
+        if (i == SIM_CANCEL_TOO_LATE)
+            chance = (uint8_t)(chance * 7); /* few cancellations meet a target that has something to say */
         if (i == SIM_BLACKHOLE || i == SIM_TINY_CQ || i == SIM_TINY_SQ)
             chance = chance > 0 ? 64 : 0;
         if (i == SIM_SPLIT && chance == 32)
