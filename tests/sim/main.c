@@ -404,54 +404,58 @@ static void usage(FILE *to) {
                 "rings.\n");
 }
 
-int main(int argc, char **argv) {
-    uint64_t first = 1, last = 100;
-    double minutes = 0;
-    bool is_shrinking = false, wants_report = false, is_classic = false, is_tap = false;
-    sim_config config = { .steps = 4000, .connections = 12, .faults = UINT64_MAX };
+typedef struct command {
+    uint64_t first, last;
+    double minutes;
+    bool is_shrinking, wants_report, is_classic, is_tap;
+    sim_config config;
+} command;
+
+/* -1: go on; else the exit status. */
+static int parse_options(int argc, char **argv, command *c) {
     for (int i = 1; i < argc; i++) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         char *end = NULL;
         if (strcmp(option, "--seed") == 0) {
-            first = last = strtoull(value, &end, 10), i++;
+            c->first = c->last = strtoull(value, &end, 10), i++;
         } else if (strcmp(option, "--seeds") == 0) {
-            first = strtoull(value, &end, 10);
-            last = strncmp(end, "..", 2) == 0 ? strtoull(end + 2, &end, 10) : 0;
-            if (last < first) {
+            c->first = strtoull(value, &end, 10);
+            c->last = strncmp(end, "..", 2) == 0 ? strtoull(end + 2, &end, 10) : 0;
+            if (c->last < c->first) {
                 fprintf(stderr, "sim: --seeds wants A..B, A no more than B, not '%s'\n", value);
                 return 2;
             }
             i++;
         } else if (strcmp(option, "--minutes") == 0) {
-            minutes = strtod(value, &end), last = UINT64_MAX, i++;
-            if (!(minutes > 0)) {
+            c->minutes = strtod(value, &end), c->last = UINT64_MAX, i++;
+            if (!(c->minutes > 0)) {
                 fprintf(stderr, "sim: --minutes wants more than none, not '%s'\n", value);
                 return 2;
             }
-            first = (uint64_t)time(NULL) * 1000000;
+            c->first = (uint64_t)time(NULL) * 1000000;
         } else if (strcmp(option, "--steps") == 0) {
-            config.steps = strtoull(value, &end, 10), i++;
+            c->config.steps = strtoull(value, &end, 10), i++;
         } else if (strcmp(option, "--connections") == 0) {
-            config.connections = (uint32_t)strtoul(value, &end, 10), i++;
+            c->config.connections = (uint32_t)strtoul(value, &end, 10), i++;
         } else if (strcmp(option, "--faults") == 0) {
-            config.faults = strtoull(value, &end, 0), i++;
+            c->config.faults = strtoull(value, &end, 0), i++;
         } else if (strcmp(option, "--skip") == 0) {
             sim_range skip = { .first = strtoull(value, &end, 10) };
-            if (strncmp(end, "..", 2) == 0 && config.skip_count < SIM_MOST_SKIPS) {
+            if (strncmp(end, "..", 2) == 0 && c->config.skip_count < SIM_MOST_SKIPS) {
                 skip.last = strtoull(end + 2, &end, 10);
-                config.skips[config.skip_count++] = skip;
+                c->config.skips[c->config.skip_count++] = skip;
             }
             i++;
         } else if (strcmp(option, "--classic") == 0) {
-            is_classic = true;
+            c->is_classic = true;
         } else if (strcmp(option, "--trace") == 0) {
-            config.trace = true;
+            c->config.trace = true;
         } else if (strcmp(option, "--shrink") == 0) {
-            is_shrinking = true;
+            c->is_shrinking = true;
         } else if (strcmp(option, "--report") == 0) {
-            wants_report = true;
+            c->wants_report = true;
         } else if (strcmp(option, "--tap") == 0) {
-            is_tap = true; /* for the test runner: one case */
+            c->is_tap = true; /* for the test runner: one case */
         } else {
             usage(strcmp(option, "--help") == 0 ? stdout : stderr);
             return strcmp(option, "--help") == 0 ? 0 : 2;
@@ -461,19 +465,27 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
+    return -1;
+}
+
+int main(int argc, char **argv) {
+    command c = { .first = 1, .last = 100, .config = { .steps = 4000, .connections = 12, .faults = UINT64_MAX } };
+    int status = parse_options(argc, argv, &c);
+    if (status >= 0)
+        return status;
     signal(SIGABRT, on_crash);
     signal(SIGSEGV, on_crash);
     signal(SIGALRM, on_crash); /* it hangs in the library */
     double began = seconds(), told = began;
-    for (uint64_t seed = first; seed <= last; seed++) {
-        config.seed = seed;
-        config.classic = is_classic || seed % 4 == 1;
-        if (is_shrinking) {
-            shrink(config);
+    for (uint64_t seed = c.first; seed <= c.last; seed++) {
+        c.config.seed = seed;
+        c.config.classic = c.is_classic || seed % 4 == 1;
+        if (c.is_shrinking) {
+            shrink(c.config);
             continue;
         }
         alarm(60);
-        sim_run(&config);
+        sim_run(&c.config);
         alarm(0);
         add_up();
         double now = seconds();
@@ -481,13 +493,13 @@ int main(int argc, char **argv) {
             progress(began);
             told = now;
         }
-        if (minutes > 0 && now - began > minutes * 60)
+        if (c.minutes > 0 && now - began > c.minutes * 60)
             break;
     }
-    if (wants_report)
+    if (c.wants_report)
         report();
-    if (is_tap)
-        printf("1..1\nok 1 - seeds_from_%" PRIu64 "_hold\n", first);
+    if (c.is_tap)
+        printf("1..1\nok 1 - seeds_from_%" PRIu64 "_hold\n", c.first);
     printf("sim: ok seeds=%" PRIu64 " operations=%" PRIu64 " faults=%" PRIu64 "\n", total.seeds, total.operations,
            all_faults());
     return 0;

@@ -83,6 +83,24 @@ static bool has_something_for(const request *r) {
                                         (r->forgotten != end_of(socket) || socket->is_disconnected));
 }
 
+/* Nothing is left to receive, and it has ended. */
+static void end_receive(weir__ring *ring, request *r, weir__buffer_ring *group) {
+    sim_socket *socket = r->socket;
+    /* An end that was there before the reset is what a receive hears; a send hears of the other. */
+    int res = socket->ended_first ? 0 : sim_take_error(socket);
+    if (socket->is_disconnected)
+        res = sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET;
+    sim_event(res < 0 ? SIM_EVENT_RESET_SEEN : SIM_EVENT_END);
+    uint32_t end_flags = sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
+    if (res == 0 && (group->flags & IOU_PBUF_RING_INC) != 0 && sim_fault(SIM_END_WITH_BUFFER)) {
+        weir__provided *head = &group->entries[group->head++ & group->mask];
+        end_flags |= IORING_CQE_F_BUFFER | (uint32_t)head->id << IORING_CQE_BUFFER_SHIFT;
+        head->size = 0;
+        group->last_user = 0;
+    }
+    sim_end_request(ring, r, res, end_flags);
+}
+
 static bool run_receive(weir__ring *ring, request *r) {
     sim_socket *socket = r->socket;
     weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
@@ -113,19 +131,7 @@ static bool run_receive(weir__ring *ring, request *r) {
             return true;
         }
         if (size == 0) {
-            /* An end that was there before the reset is what a receive hears; a send hears of the other. */
-            int res = socket->ended_first ? 0 : sim_take_error(socket);
-            if (socket->is_disconnected)
-                res = sim_random(2) == 0 ? -ENOTCONN : -ECONNRESET;
-            sim_event(res < 0 ? SIM_EVENT_RESET_SEEN : SIM_EVENT_END);
-            uint32_t end_flags = sim_random(2) == 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
-            if (res == 0 && (group->flags & IOU_PBUF_RING_INC) != 0 && sim_fault(SIM_END_WITH_BUFFER)) {
-                weir__provided *head = &group->entries[group->head++ & group->mask];
-                end_flags |= IORING_CQE_F_BUFFER | (uint32_t)head->id << IORING_CQE_BUFFER_SHIFT;
-                head->size = 0;
-                group->last_user = 0;
-            }
-            sim_end_request(ring, r, res, end_flags);
+            end_receive(ring, r, group);
             return true;
         }
         uint32_t flags;
@@ -133,6 +139,7 @@ static bool run_receive(weir__ring *ring, request *r) {
         r->brought += (uint32_t)size;
         if (r->sqe.optlen > 0 && r->brought >= r->sqe.optlen) { /* looked at now, and not before */
             sim_event(SIM_EVENT_CAPPED);
+            flags |= sim_readable(socket) > 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
             sim_end_request(ring, r, (int)size, flags);
             return true;
         }

@@ -3,10 +3,10 @@
 #define WEIR_TESTS_SIM_WORLD_H
 
 /*
- * A kernel made of memory. ring.c, requests.c and net.c implement lib/edge's functions over it, so that the library runs on it
- * unmodified; program.h has the application above and the peers on the far side of the sockets. Everything random comes
- * from one seed, time is a number, and there is one thread, which sometimes says that it is another: so a run can be
- * repeated from its seed.
+ * A kernel made of memory. ring.c, requests.c and net.c implement lib/edge's functions over it, so that the library
+ * runs on it unmodified; program.h has the application above and the peers on the far side of the sockets. Everything
+ * random comes from one seed, time is a number, and there is one thread, which sometimes says that it is another: so a
+ * run can be repeated from its seed.
  *
  *      application.c, run.c   an application               peers.c: sockets without a descriptor
  *   ───────────────────────────────────────────────            │
