@@ -141,8 +141,8 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_adopt(weir_loop *loop, int fd, const we
  *
  * Ownership: @ret_fd is yours to close. The stream ends without on_close; its handle as if it had been closed.
  * Context:   loop's thread; no callback.
- * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, writes are queued, or it is piped; -ENOTCONN: it has
- *            failed; -EINVAL; -EPERM; -ECHILD.
+ * Return:    0; -EALREADY: it was started; -EBUSY: it is still connecting, it is piped, or writes or a shutdown are
+ *            queued; -ENOTCONN: it has failed; -EINVAL; -EPERM; -ECHILD.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_detach(weir_stream *stream, int *ret_fd);

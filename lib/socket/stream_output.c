@@ -37,6 +37,8 @@ static void connect_unix(weir_stream *stream) {
 
 static void taken(weir_stream *stream, uint32_t bytes) {
     weir_loop *loop = stream->loop;
+    if (bytes == 0)
+        return; /* its wait for room was over too early: that is no progress */
     stream->bytes_out += bytes;
     loop->bytes_out += bytes;
     stream->active_at = stream->progress_at = loop->now;

@@ -94,10 +94,11 @@ void check_world(void) {
         sim_require(weir__pool_is_consistent(pool), "the pool's account is not right");
     sim_require(stats.used_bytes <= stats.budget_bytes, "the budget is exceeded");
     /* By a sum of our own: what was mapped, and of what was allocated at least the blocks. */
-    sim_require(sim.mapped_bytes + stats.block_bytes == stats.used_bytes && stats.block_bytes <= app.live_bytes,
+    uint64_t blocks = stats.block_bytes + stats.private_bytes;
+    sim_require(sim.mapped_bytes + blocks == stats.used_bytes && blocks <= app.live_bytes,
                 "%llu bytes are mapped and %llu allocated, and the pool says %llu, %llu of them in blocks",
                 (unsigned long long)sim.mapped_bytes, (unsigned long long)app.live_bytes,
-                (unsigned long long)stats.used_bytes, (unsigned long long)stats.block_bytes);
+                (unsigned long long)stats.used_bytes, (unsigned long long)blocks);
     app.was_dry = app.was_dry || (sim.is_calm && stats.buffers_posted + stats.buffers_filling == 0);
     if (app.max_turn_events == 0 || app.max_turn_events >= TIMERS)
         check_timers(app.loop->now, "it is overdue");

@@ -231,6 +231,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     if (sqe->opcode == IORING_OP_RECV)
         armed_again(sqe->user_data);
     if (sqe->opcode == IORING_OP_ASYNC_CANCEL) {
+        sim_ring_forget(sqe->addr); /* if it has starved already, that counts no more: it will be started anew */
         cancel(ring, sqe);
         return;
     }

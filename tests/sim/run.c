@@ -317,9 +317,10 @@ static void drop_all_held(weir_pool *pool) {
     while (app.held_count > 0)
         drop_held(app.held_count - 1);
     uint64_t freed = before - app.live_bytes, buffers = stats.buffers_retired;
-    sim_require(sim.mapped_bytes == 0 && freed >= stats.block_bytes && freed - stats.block_bytes <= 256 * buffers,
+    uint64_t blocks = stats.block_bytes + stats.private_bytes;
+    sim_require(sim.mapped_bytes == 0 && freed >= blocks && freed - blocks <= 256 * buffers,
                 "%llu bytes were freed with the last slices, and the pool said %llu, and %llu buffers",
-                (unsigned long long)freed, (unsigned long long)stats.block_bytes, (unsigned long long)buffers);
+                (unsigned long long)freed, (unsigned long long)blocks, (unsigned long long)buffers);
 }
 
 void sim_run(const sim_config *config) {
