@@ -119,12 +119,8 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     u->has_more = count >= max;
     if (!u->has_more)
         cross_check(u);
-    /*
-     * The reserve is for when nothing else moves: a send that completes may bring a buffer back. And it is used when all
-     * that has happened was heard of: a reset is told once, so when a send has it, a receive only finds an end.
-     */
-    bool is_heard = !u->has_more && !u->is_overflown;
-    if (WEIR__UNLIKELY(may_serve(u)) && is_heard && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
+    /* The reserve is for when nothing else moves: a send that completes may bring a buffer back. */
+    if (WEIR__UNLIKELY(may_serve(u)) && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
         u->dry_turns = 0;
         count += weir__uring_serve_parked(u);
         if (weir__fork_is_child(generation))

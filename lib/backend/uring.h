@@ -116,9 +116,11 @@ void weir__uring_park(weir__uring *u, weir__op *op);
 enum {
     WEIR__RECEIVE_POLLED_FIRST = 1, /* and has not been looked at since */
     WEIR__RECEIVE_FRESH = 2,        /* something came since the last look around */
-    WEIR__RECEIVE_ENDED = 4,        /* result says how; it is being cancelled for that */
+    WEIR__RECEIVE_FAILED = 4,       /* result says how; it is being cancelled for that */
     WEIR__RECEIVE_LIMITED = 8,      /* limit counts */
-    WEIR__RECEIVE_BY_POLL = 16      /* when it is readable, and into a private block */
+    WEIR__RECEIVE_BY_POLL = 16,     /* when it is readable, and into a private block */
+    WEIR__RECEIVE_RETAKEN = 32,     /* is being cancelled to be started again */
+    WEIR__RECEIVE_SAW_END = 64      /* by a call of our own, which may have been ahead of the queue */
 };
 
 /* ---- uring_private.c -------------------------------------------------------------------------------- */

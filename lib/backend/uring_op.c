@@ -86,7 +86,7 @@ void weir__uring_finish_later(weir__uring *u, weir__op *op, int32_t result) {
 /* The kernel has ended it, and it is not to be started again. */
 static void finish(weir__uring *u, weir__op *op, int32_t result) {
     /* An error that the look found is told by the socket no more: a receive after it finds a mere end. */
-    if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_ENDED) != 0 &&
+    if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_FAILED) != 0 &&
         (result == -ECANCELED || result == 0))
         result = op->result;
     if (op->cancel == CANCEL_WANTED) {
@@ -108,7 +108,7 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
-        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL;
+        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL | WEIR__RECEIVE_SAW_END;
         if ((op->size & WEIR__RECEIVE_BY_POLL) != 0) {
             sqe->opcode = IORING_OP_POLL_ADD;
             sqe->poll32_events = POLLIN | POLLRDHUP;
@@ -272,6 +272,8 @@ void weir__uring_poll(weir__backend *backend, weir__op *op, int fd, unsigned eve
 
 void weir__uring_cancel(weir__backend *backend, weir__op *op) {
     weir__uring *u = weir__uring_of(backend);
+    if (op->kind == WEIR__OP_RECEIVE)
+        op->size &= ~(uint32_t)WEIR__RECEIVE_RETAKEN; /* it is the owner's wish now */
     switch ((enum op_state)op->state) {
     case WAITING:
         weir__list_remove(&op->link);
@@ -318,16 +320,17 @@ static void mistrust(weir__uring *u) {
  * tell of, and the stream would hang for ever (seen on 6.18).
  *
  * So after bytes with which a socket says that it is empty its receive is doubtful: it is looked at as soon as it has
- * been silent from one look around to the next, at once if it polled first. If that finds the end, the receive is taken
- * back for it.
+ * been silent from one look around to the next, at once if it polled first. If that finds an end or an error, the receive
+ * is taken back. An error is its result then, since it is told once and a receive would not hear of it again. An end is
+ * not, since a send may have the error, and its completion be in the queue still: a new receive finds the end in order.
  */
 static void look_for_end(weir__uring *u, weir__op *op) {
     int r = weir__sys_peek(op->fd);
     if (r > 0 || r == -EAGAIN || r == -EINTR)
         return;
-    op->size |= WEIR__RECEIVE_ENDED;
-    op->result = r; /* an error is told once: the receive would not hear of it again */
+    op->result = r;
     weir__uring_cancel(&u->base, op);
+    op->size |= r < 0 ? WEIR__RECEIVE_FAILED : WEIR__RECEIVE_RETAKEN;
 }
 
 static void doubt(weir__uring *u, weir__op *op) {
@@ -382,6 +385,8 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
             weir__uring_cancel(&u->base, op);
         return;
     }
+    if (is_over && (op->size & WEIR__RECEIVE_RETAKEN) != 0 && op->cancel == CANCEL_WANTED)
+        op->cancel = CANCEL_NONE; /* it is over by itself, and need not be taken back to go on */
     bool has_data = cqe->res > 0, is_limited = (op->size & WEIR__RECEIVE_LIMITED) != 0;
     if (is_limited && has_data)
         op->limit -= weir__min_u64(op->limit, (uint64_t)cqe->res);

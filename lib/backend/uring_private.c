@@ -12,6 +12,9 @@
  *     it goes on.
  *   - streams that receive no more than was granted, where the kernel's receives have no limit (before 6.17). Receiving
  *     from a buffer ring with a poll and single receives is not safe: see docs/kernel.md.
+ *
+ * Such a call is ahead of what waits in the completion queue. A reset is told once, so if a send there has it, this finds
+ * a mere end. So an end is believed the second time, after a completion that was queued behind all those.
  */
 
 enum { MOST_SERVED = 64 }; /* in one dispatch; a system call each */
@@ -34,9 +37,12 @@ static void receive_into(weir__uring *u, weir__op *op, weir__heap_block *block) 
     uint64_t most = (op->size & WEIR__RECEIVE_LIMITED) != 0 ? op->limit : UINT64_MAX;
     int r = weir__sys_receive(op->fd, weir__heap_block_data(block),
                               (size_t)weir__min_u64(block->block.capacity, most));
+    bool is_first_end = r == 0 && (op->size & WEIR__RECEIVE_SAW_END) == 0;
+    if (is_first_end)
+        op->size |= WEIR__RECEIVE_SAW_END;
     if (r > 0)
         tell(u, op, block, r);
-    else if (r == -EAGAIN || r == -EINTR)
+    else if (r == -EAGAIN || r == -EINTR || is_first_end)
         weir__uring_rearm(u, op);
     else
         weir__uring_deliver_final(u, op, r);
