@@ -7,7 +7,7 @@
 
 #include "kernel/scribe.h"
 
-enum { THEIRS = 2, BUFFER = 4096, BUDGET = 64 * BUFFER, MESSAGE = 100 };
+enum { THEIRS = 2, BUFFER = 4096, BUDGET = 15 * BUFFER, MESSAGE = 100 };
 
 typedef struct forwarder {
     test_fixture f;
