@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 #
 # demo.sh BUILD [MIB [CONNECTIONS]] - send a random file through weir's echo server, cut into parts, each over a
-# connection of its own by a socat of its own, all at once, and see whether all of it comes back. Shows what that
-# cost, and ends with 0 only if every byte was right.
+# connection of its own by a socat of its own, all at once, and see whether all of it comes back. Then have clients
+# fetch it from a server, both socat, through weir's proxy. Shows what that cost, and ends with 0 only if every byte
+# was right.
 #
 # ./dev demo calls it, after building. It starts only what it ends itself, and leaves nothing behind.
 
@@ -16,11 +17,12 @@ idle_s=20
 
 directory=
 server=
+proxy=
 clients=
 
 cleanup() {
     # What is not waited for yet is ours still, so the numbers cannot be somebody else's by now.
-    for pid in $clients $server; do kill -9 "$pid" 2>/dev/null || :; done
+    for pid in $clients $proxy $server; do kill -9 "$pid" 2>/dev/null || :; done
     wait
     [ -z "$directory" ] || rm -rf "$directory"
 }
@@ -111,4 +113,55 @@ case " $last " in
 esac
 sed '$d' "$directory/figures"
 echo "  sha256       $before"
+
+# ---- through the proxy ------------------------------------------------------------------------------------------
+
+# Every client gets the whole file; the server would like to send it at once, and some clients read slowly.
+readers=4
+echo "demo: $mib MiB to each of $readers clients, through a proxy"
+socat -b 262144 "UNIX-LISTEN:$directory/origin,fork,backlog=64" "OPEN:$directory/file,rdonly" \
+    2>>"$directory/complaints" 3<&- &
+server=$!
+waits=0
+until [ -S "$directory/origin" ]; do
+    waits=$((waits + 1))
+    [ "$waits" -lt 100 ] || fail "the server of the second part did not start"
+    sleep 0.1
+done
+mkfifo "$directory/proxied"
+"$build/examples/proxy" 127.0.0.1:0 "unix:$directory/origin" >"$directory/proxied" 3<&- &
+proxy=$!
+exec 4<"$directory/proxied"
+read -r _ address <&4 || fail "the proxy did not start"
+number=0
+while [ "$number" -lt "$readers" ]; do
+    case $((number % 4)) in
+    0) options=rcvbuf=4096 ;;
+    *) options=nodelay ;;
+    esac
+    socat -u -b 65536 -T $idle_s "TCP:$address,$options" "CREATE:$directory/fetched.$number" \
+        2>>"$directory/complaints" 3<&- 4<&- &
+    clients="$clients $!"
+    number=$((number + 1))
+done
+for pid in $clients; do
+    wait "$pid" || fail "a client of the proxy failed: $(head -n 3 "$directory/complaints")"
+    clients=${clients#" $pid"}
+done
+for fetched in "$directory"/fetched.*; do
+    [ "$(checksum "$fetched")" = "$before" ] || fail "what came through the proxy is not what was sent"
+done
+kill -TERM "$proxy"
+status=0
+figures=$(tail -n 1 <&4)
+wait "$proxy" || status=$?
+proxy=
+[ "$status" -eq 0 ] || fail "the proxy ended with $status"
+figure() { printf '%s' " $figures" | sed -n "s/.* $1=\([0-9]*\).*/\1/p"; }
+[ "$(figure to-client)" = $((readers * bytes)) ] || fail "the proxy counted otherwise: $figures"
+copied=$(figure copied)
+[ "$copied" -eq 0 ] || fail "the proxy copied $copied bytes"
+echo "  bytes        $(figure to-client) through the proxy, $copied copied"
+echo "  memory       $(($(figure memory-peak) / 1024)) KiB at most, of a budget of $(($(figure budget) / 1048576)) MiB;" \
+    "$(($(figure queue-peak) / 1024)) KiB in the longest queue"
 echo "demo: ok $last"

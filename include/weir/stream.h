@@ -330,8 +330,37 @@ WEIR_API int weir_stream_close(weir_stream *stream);
  * close short. */
 WEIR_API int weir_stream_abort(weir_stream *stream);
 
-/* ---- asking ----------------------------------------------------------------------------------------- */
+/* ---- asking and setting ----------------------------------------------------------------------------- */
 
+/*
+ * What may be changed of a stream that exists; the value's meaning is that of the option of the same name, but here nothing
+ * is a default: a timeout is of at least 1 ns, or WEIR_NEVER. What concerns TCP alone is kept of a Unix socket, and does
+ * nothing.
+ */
+enum weir_stream_option {
+    WEIR_OPTION_NODELAY = 1,              /* 0 or 1; 1 unless WEIR_STREAM_NAGLE */
+    WEIR_OPTION_KEEPALIVE = 2,            /* 0 or 1 */
+    WEIR_OPTION_KEEPALIVE_IDLE_S = 3,     /* silence before the first probe, in seconds, at least 1 */
+    WEIR_OPTION_KEEPALIVE_INTERVAL_S = 4, /* between probes, at least 1 */
+    WEIR_OPTION_KEEPALIVE_PROBES = 5,     /* unanswered ones that end the connection, at least 1 */
+    WEIR_OPTION_USER_TIMEOUT_MS = 6,      /* sent and not acknowledged for so long ends it; 0: the system's */
+    WEIR_OPTION_SEND_BUFFER_BYTES = 7,    /* SO_SNDBUF; the kernel doubles what is set, and says so */
+    WEIR_OPTION_RECEIVE_BUFFER_BYTES = 8, /* SO_RCVBUF, likewise */
+    WEIR_OPTION_QUEUE_LIMIT_BYTES = 9,    /* at least 1, and no less than the high mark */
+    WEIR_OPTION_QUEUE_HIGH_BYTES = 10,    /* between the low mark and the limit */
+    WEIR_OPTION_QUEUE_LOW_BYTES = 11,     /* no more than the high mark */
+    WEIR_OPTION_IDLE_TIMEOUT_NS = 12,     /* counts from the last activity, so it may be over at once */
+    WEIR_OPTION_WRITE_TIMEOUT_NS = 13,    /* likewise, from the last progress */
+    WEIR_OPTION_LINGER_TIMEOUT_NS = 14    /* of a close to come */
+};
+
+/** weir_stream_set_option() - change one option of a stream, in any state but closed. Context: loop's thread; no callback.
+ * Return: 0; -ENOPROTOOPT: no such option; -EINVAL: the value, or no stream; -EBADF: closed; what setsockopt(2) says; -EPERM;
+ * -ECHILD. On failure nothing has changed. */
+WEIR_API WEIR_MUST_CHECK int weir_stream_set_option(weir_stream *stream, int option, int64_t value);
+/** weir_stream_get_option() - as it is now; of a socket's, what the kernel says. Return: 0; else as
+ * weir_stream_set_option(). */
+WEIR_API int weir_stream_get_option(const weir_stream *stream, int option, int64_t *ret_value);
 /** weir_stream_get_loop() - borrowed. Any thread that holds @stream. */
 WEIR_API weir_loop *weir_stream_get_loop(const weir_stream *stream);
 /** weir_stream_get_userdata() - start's; NULL before. */

@@ -302,7 +302,8 @@ WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
     if (stream->has_failed)
         return -ENOTCONN;
     bool is_piped = stream->pipe_to != NULL || stream->pipe_from != NULL;
-    if (!stream->is_connected || stream->queue.bytes > 0 || stream->wants_shutdown || is_piped || !is_quiet(stream))
+    if (!stream->is_connected || stream->queue.bytes > 0 || stream->wants_shutdown || is_piped ||
+        !is_quiet(stream))
         return -EBUSY;
     *ret_fd = stream->fd;
     stream->fd = -1;

@@ -4,7 +4,7 @@
 
 /*
  * A stream inside: stream.c is its life, stream_input.c and stream_output.c its two directions, stream_write.c what the
- * application queues, stream_time.c its deadlines, pipe.c two streams joined, dial.c how one comes to be.
+ * application queues, stream_time.c its deadlines, stream_option.c what may be changed, pipe.c two streams joined, dial.c how one comes to be.
  */
 
 #include "loop/loop.h"
@@ -101,6 +101,8 @@ void weir__stream_mark(weir_stream *stream);
 void weir__stream_timed_out(weir__timeout *timeout);
 /* Find the next of its deadlines; to be called when one may have come nearer. */
 void weir__stream_schedule(weir_stream *stream);
+/* A timeout was changed. */
+void weir__stream_reschedule(weir_stream *stream);
 /* Connecting or ending must be over by then; WEIR_NEVER: no more. */
 void weir__stream_set_deadline(weir_stream *stream, int64_t delay_ns);
 /* The peer gets the linger timeout, from now on, for what it has not taken yet. */

@@ -72,6 +72,17 @@ void weir__stream_time_open(weir_stream *stream) {
     weir__stream_schedule(stream);
 }
 
+void weir__stream_reschedule(weir_stream *stream) {
+    bool is_open = stream->state == WEIR_STREAM_OPEN;
+    stream->is_write_timed = is_open && stream->queue.bytes > 0 && stream->settings.write_timeout_ns >= 0;
+    if (stream->settings.idle_timeout_ns < 0)
+        stream->held_at = 0;
+    else
+        weir__stream_mark(stream); /* whether reading is held back is found out there */
+    if (is_open)
+        weir__stream_schedule(stream);
+}
+
 void weir__stream_hold_idle(weir_stream *stream, bool is_held) {
     if (is_held == (stream->held_at != 0) || stream->settings.idle_timeout_ns < 0)
         return;

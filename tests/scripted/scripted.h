@@ -149,7 +149,7 @@ unsigned script_connects(void);  /* calls of connect(2) */
 unsigned script_shutdowns(void); /* of one half, SHUT_WR */
 unsigned script_signals(void);   /* of eventfds */
 unsigned script_mappings(void);  /* pages that are not inherited, still mapped */
-unsigned script_signals(void); /* of eventfds */
+unsigned script_signals(void);   /* of eventfds */
 /* A signal comes, to be read from a signalfd of its number; and is its number blocked? */
 void script_raise(int number);
 bool script_is_blocked(int number);
