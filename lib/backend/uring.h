@@ -77,6 +77,7 @@ typedef struct weir__uring {
     bool is_closing;
     bool has_more;      /* the last dispatch stopped at its limit */
     bool has_no_limits; /* the kernel's receives cannot be limited */
+    bool has_no_blocks; /* since the last tick a private one was asked for in vain */
     bool is_overflown;  /* seen, and counted, since the queue was last found in order */
     bool is_mistrusted; /* the group is to be condemned before the next entry is made */
 } weir__uring;
