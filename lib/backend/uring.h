@@ -121,7 +121,8 @@ enum {
     WEIR__RECEIVE_LIMITED = 8,      /* limit counts */
     WEIR__RECEIVE_BY_POLL = 16,     /* when it is readable, and into a private block */
     WEIR__RECEIVE_RETAKEN = 32,     /* is being cancelled to be started again */
-    WEIR__RECEIVE_SAW_END = 64      /* by a call of our own, which may have been ahead of the queue */
+    WEIR__RECEIVE_CAPPED = 64,      /* its completions are, at least */
+    WEIR__RECEIVE_SAW_END = 128     /* by a call of our own, which may have been ahead of the queue */
 };
 
 /* ---- uring_private.c -------------------------------------------------------------------------------- */

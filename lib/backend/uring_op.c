@@ -33,7 +33,9 @@ enum {
     SEND_BYTES = 256 << 10,
     /* The kernel looks at a receive's limit after each completion, so it may overrun it by one less than a completion
      * may bring. */
-    LIMITED_BYTES = 64 << 10
+    LIMITED_BYTES = 64 << 10,
+    /* What one socket's completion may bring where buffers are larger: its share, for the others wait meanwhile. */
+    FAIR_BYTES = 256 << 10
 };
 
 /* What polls tell of unasked, and their owners want to hear. (The kernel tells of POLLRDHUP, too.) */
@@ -123,7 +125,10 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
         if ((op->size & WEIR__RECEIVE_LIMITED) != 0) {
             sqe->len = (uint32_t)weir__min_u64(op->limit, LIMITED_BYTES);
             sqe->optlen = (uint32_t)weir__min_u64(op->limit, INT32_MAX);
+        } else if (weir__pool_buffer_bytes(u->group.pool) > FAIR_BYTES && !u->has_no_limits) {
+            sqe->len = FAIR_BYTES;
         }
+        op->size |= sqe->len > 0 ? WEIR__RECEIVE_CAPPED : 0;
         if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0) {
             sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
             op->size |= WEIR__RECEIVE_POLLED_FIRST;
@@ -391,10 +396,11 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     if (is_limited && has_data)
         op->limit -= weir__min_u64(op->limit, (uint64_t)cqe->res);
     bool is_spent = is_limited && op->limit == 0;
+    bool is_refused = cqe->res == -EINVAL && (op->size & WEIR__RECEIVE_CAPPED) != 0;
     if (is_over) {
-        if (is_limited && cqe->res == -EINVAL && op->cancel == CANCEL_NONE) { /* before 6.17 */
+        if (is_refused && op->cancel == CANCEL_NONE) { /* before 6.17 */
             u->has_no_limits = true;
-            op->size |= WEIR__RECEIVE_BY_POLL;
+            op->size |= is_limited ? WEIR__RECEIVE_BY_POLL : 0;
             weir__uring_rearm(u, op);
             return;
         }
@@ -416,8 +422,8 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         u->base.stats.bytes_in += (uint64_t)cqe->res;
         op->complete(op, &completion);
     }
-    bool is_reason = cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN; /* or it was cancelled */
-    is_reason = is_reason && !(is_limited && cqe->res == -EINVAL);
+    bool is_reason =
+        cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN && !is_refused; /* or it was cancelled */
     if (is_over)
         finish(u, op, has_data || !is_reason ? -ECANCELED : cqe->res);
     else if (is_spent)

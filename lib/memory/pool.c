@@ -171,6 +171,10 @@ bool weir__pool_is_incremental(const weir_pool *pool) {
     return pool->config.incremental;
 }
 
+uint32_t weir__pool_buffer_bytes(const weir_pool *pool) {
+    return pool->config.buffer_bytes;
+}
+
 const void *weir__pool_owner(const weir_pool *pool) {
     return pool->config.owner;
 }

@@ -60,6 +60,7 @@ int weir__pool_new(const weir__pool_config *config, weir_pool **ret_pool);
 /* The most buffers that the pool will ever own: the size of the ring. */
 uint32_t weir__pool_max_buffers(const weir_pool *pool);
 bool weir__pool_is_incremental(const weir_pool *pool);
+uint32_t weir__pool_buffer_bytes(const weir_pool *pool);
 
 /* Pick a buffer to publish, up to the window: idle ones first, the hottest one first; then new ones, within the
  * budget. false: the window is full, or there is no memory. */

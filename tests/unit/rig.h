@@ -42,6 +42,7 @@ typedef struct rig_options {
     bool is_classic;
     unsigned budget, window; /* in buffers; 0: 16 and 4 */
     weir__tuning tuning;
+    uint32_t buffer_bytes; /* default BUFFER */
 } rig_options;
 
 static rig r;
@@ -142,14 +143,15 @@ static inline void rig_make(const rig_options *options) {
     memset(&r, 0, sizeof r);
     test_memory_init(&r.memory);
     test_ok(weir__waker_new(&r.memory.allocator, &r.waker));
+    uint32_t buffer = options->buffer_bytes > 0 ? options->buffer_bytes : BUFFER;
     weir__pool_config config = {
         .allocator = &r.memory.allocator,
         .owner = &r,
         .generation = weir__fork_generation(),
         .incremental = !options->is_classic,
-        .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * BUFFER,
-        .buffer_bytes = BUFFER,
-        .window_bytes = (options->window > 0 ? options->window : 4) * BUFFER,
+        .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * buffer,
+        .buffer_bytes = buffer,
+        .window_bytes = (options->window > 0 ? options->window : 4) * buffer,
         .page_bytes = weir__sys_page_bytes(),
         .map = weir__sys_map_private,
         .unmap = weir__sys_unmap,

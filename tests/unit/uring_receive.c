@@ -54,6 +54,26 @@ static void group_is_registered_as_the_mode_says(void **state) {
     rig_close();
 }
 
+/* Where one completion could bring a megabyte, others would wait for it. */
+static void completion_brings_a_fair_share_of_a_large_buffer(void **state) {
+    (void)state;
+    owner_init(o);
+    rig_open(&(rig_options){ .buffer_bytes = 1 << 20 });
+    script_entry *entry = rig_receive(o, 7);
+    assert_int_equal(entry->sqe.len, 256 << 10);
+    assert_int_equal(entry->sqe.optlen, 0);
+    script_complete(entry, -EINVAL, 0); /* Linux before 6.17 */
+    rig_turn();
+    told_nothing_more(o);
+    rig_submit();
+    entry = script_expect(IORING_OP_RECV, 7);
+    assert_int_equal(entry->sqe.len, 0);
+    script_complete(entry, -EINVAL, 0); /* that is another matter */
+    rig_turn();
+    told_final(o, -EINVAL);
+    rig_close();
+}
+
 /* ---- data ------------------------------------------------------------------------------------------- */
 
 static void bytes_of_several_streams_come_from_one_buffer(void **state) {
@@ -424,6 +444,7 @@ int main(void) {
         rig_test(receive_is_a_multishot_on_the_group),
         rig_test(start_asks_nothing_of_the_kernel),
         rig_test(group_is_registered_as_the_mode_says),
+        rig_test(completion_brings_a_fair_share_of_a_large_buffer),
         rig_test(bytes_of_several_streams_come_from_one_buffer),
         rig_test(bytes_go_on_in_the_next_buffer),
         rig_test(buffers_that_came_back_are_published_by_the_next_wait),
