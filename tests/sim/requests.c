@@ -113,7 +113,7 @@ static bool run_receive(weir__ring *ring, request *r) {
     bool has_something = has_something_for(r);
     if (!r->has_tried && !has_something && is_empty && (r->sqe.ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
         sim_event(SIM_EVENT_EMPTY_AT_ONCE);
-        sim_starve(r->sqe.user_data, socket);
+        sim_starve(r);
         sim_end_request(ring, r, -ENOBUFS, 0);
         return true;
     }
@@ -126,7 +126,7 @@ static bool run_receive(weir__ring *ring, request *r) {
             return false;
         if (group == NULL || group->head == group->tail || sim_fault(SIM_NO_BUFFERS)) {
             sim_event(size > 0 ? SIM_EVENT_EMPTY_WITH_DATA : SIM_EVENT_EMPTY_WITH_END);
-            sim_starve(r->sqe.user_data, socket);
+            sim_starve(r);
             sim_end_request(ring, r, -ENOBUFS, 0);
             return true;
         }

@@ -23,13 +23,13 @@ static struct {
     size_t count;
 } starved;
 
-void sim_starve(uint64_t user_data, const sim_socket *socket) {
-    if (starved.count == sizeof starved.user_data / sizeof *starved.user_data)
+void sim_starve(const request *r) {
+    if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted)
         return;
-    sim_note("descriptor %d found no buffer", socket->fd);
+    sim_note("descriptor %d found no buffer", r->socket->fd);
     starved.is_overtaken[starved.count] = false;
-    starved.socket[starved.count] = socket;
-    starved.user_data[starved.count++] = user_data;
+    starved.socket[starved.count] = r->socket;
+    starved.user_data[starved.count++] = r->sqe.user_data;
 }
 
 void sim_ring_forget(uint64_t user_data) {
@@ -183,6 +183,7 @@ static void cancel(weir__ring *ring, const struct io_uring_sqe *sqe) {
     for (request *r = ring->requests; r != NULL; r = r->next) {
         if (r->sqe.user_data != sqe->addr || r->ended != 0)
             continue;
+        r->is_unwanted = true;
         if (sim_fault(SIM_CANCEL_ENOENT)) {
             sim_event(SIM_EVENT_CANCEL_MISSED);
             sim_post(ring, sqe->user_data, -ENOENT, 0);

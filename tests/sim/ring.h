@@ -13,6 +13,7 @@ typedef struct request {
     int polled;       /* events told already (edge-triggered) */
     uint64_t signals; /* of an eventfd, seen */
     bool has_tried, has_worker;
+    bool is_unwanted; /* somebody asked for its cancellation: that it starves then does not count */
     uint32_t brought;   /* by a receive */
     unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
     int ended;          /* a result that is to come: -ECANCELED and the like; 0: none */
@@ -50,7 +51,7 @@ void sim_post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags);
 /* The last completion of a request. The caller unlinks it. */
 void sim_end_request(weir__ring *ring, request *r, int res, uint32_t flags);
 /* A receive found no buffer. */
-void sim_starve(uint64_t user_data, const sim_socket *socket);
+void sim_starve(const request *r);
 
 /* ---- requests.c ------------------------------------------------------------------------------------- */
 
