@@ -155,6 +155,8 @@ static void finish(weir_stream *stream) {
     weir__sendq_clear(&stream->staged, &loop->ranges);
     weir__sendq_clear(&stream->queue, &loop->ranges); /* releases external memory before on_close */
     weir__stream_end_flushes(stream);
+    if (weir__loop_is_lost(loop))
+        return; /* one of these forked, and this is the child */
     weir__timeout_deinit(loop, &stream->timeout);
     if (stream->fd >= 0)
         weir__loop_close_fd(loop, stream->fd);

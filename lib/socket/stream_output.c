@@ -45,8 +45,10 @@ static void taken(weir_stream *stream, uint32_t bytes) {
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
         weir__stream_linger(stream);
-    if (stream->flushes != NULL)
+    if (stream->flushes != NULL && !weir__loop_is_lost(loop))
         weir__stream_tell_flushed(stream);
+    if (weir__loop_is_lost(loop))
+        return; /* a release or a flush function forked, and this is the child */
     if (!(stream->is_full_told || stream->is_pipe_full) ||
         stream->queue.bytes > stream->settings.queue_low_bytes ||
         stream->queue.count > weir__stream_most_ranges(stream) / 8)

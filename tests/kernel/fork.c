@@ -112,6 +112,12 @@ static void never_post(weir_loop *loop, void *userdata) {
     CHECK(!"a post ran in the child");
 }
 
+static void never_flush(weir_stream *stream, int error, void *userdata) {
+    (void)stream, (void)error;
+    household *h = userdata;
+    CHECK(!"a flush ended in the child");
+}
+
 static void child_tries_every_loop_call(household *h) {
     weir_loop *loop = h->f.loop;
     weir_loop_info info = { .size = sizeof info };
@@ -125,6 +131,7 @@ static void child_tries_every_loop_call(household *h) {
     CHECK(weir_loop_run(loop) == -ECHILD);
     CHECK(weir_loop_run_once(loop, 0) == -ECHILD);
     CHECK(weir_loop_drain(loop, 0) == -ECHILD);
+    CHECK(weir_loop_set_pressure(loop, NULL, NULL) == -ECHILD);
     CHECK(weir_loop_post(loop, never_post, h) == -ECHILD);
     CHECK(weir_loop_is_idle(loop) == -ECHILD);
     CHECK(weir_loop_is_own_thread(loop) == -ECHILD);
@@ -159,6 +166,14 @@ static void child_tries_every_stream_call(household *h, weir_stream *stream) {
     CHECK(weir_stream_write(stream, "child", 5) == -ECHILD);
     CHECK(weir_stream_write_slice(stream, &h->made) == -ECHILD);
     CHECK(weir_stream_write_external(stream, "child", 5, NULL, NULL) == -ECHILD);
+    CHECK(weir_stream_writev(stream, &h->made, 1) == -ECHILD);
+    CHECK(weir_stream_cork(stream) == -ECHILD);
+    CHECK(weir_stream_uncork(stream) == -ECHILD);
+    CHECK(weir_stream_flush(stream, never_flush, h) == -ECHILD);
+    CHECK(weir_stream_grant(stream, 1) == -ECHILD);
+    CHECK(weir_stream_pipe(stream, stream) == -ECHILD);
+    CHECK(weir_stream_pipe_both(stream, stream) == -ECHILD);
+    CHECK(weir_stream_unpipe(stream) == -ECHILD);
     CHECK(weir_stream_shutdown(stream) == -ECHILD);
     CHECK(weir_stream_get_state(stream) == -ECHILD);
     CHECK(weir_stream_get_queued(stream) == 0);
@@ -560,6 +575,71 @@ static void a_child_that_comes_back_from_on_data_is_told(void **state) {
     move_out(&h);
 }
 
+/* The last lodger's: what it is owed after this, a drain or its on_close, is the parent's. */
+static void fork_in_flush(weir_stream *stream, int error, void *userdata) {
+    household *h = userdata;
+    (void)stream, (void)error;
+    if (h->child < 0)
+        fork_here(h);
+    else
+        CHECK(h->child != 0);
+}
+
+static void never_flush_in_the_child(weir_stream *stream, int error, void *userdata) {
+    household *h = userdata;
+    (void)stream, (void)error;
+    CHECK(h->child != 0);
+}
+
+static void fork_in_release(const void *data, size_t size, void *userdata) {
+    (void)data, (void)size;
+    fork_in_flush(NULL, 0, userdata);
+}
+
+/*
+ * Memory is released, and flushes are told, between the kernel's answer and on_drain, and before on_close. A child that
+ * came back from there went on: it was told of a drain, and at the end closed its copy of the descriptor and said so.
+ */
+static void come_back_from(bool is_release, bool is_at_the_end) {
+    static household h;
+    static scribe lodgers[2];
+    static uint8_t data[3000000];
+    int peers[2];
+    move_in(&h);
+    take_in_lodgers(&h, lodgers, peers, fork_at_first_data);
+    lodgers[0].userdata = lodgers[1].userdata = &h;
+    if (is_release)
+        assert_int_equal(weir_stream_write_external(lodgers[0].stream, data, is_at_the_end ? sizeof data : 2000,
+                                                    fork_in_release, &h),
+                         is_at_the_end ? WEIR_WRITE_FULL : WEIR_WRITE_OK);
+    else
+        assert_true(weir_stream_write(lodgers[0].stream, data, is_at_the_end ? sizeof data : 2000) >= 0);
+    test_ok(weir_stream_flush(lodgers[0].stream, is_release ? never_flush_in_the_child : fork_in_flush, &h));
+    test_ok(weir_stream_flush(lodgers[0].stream, never_flush_in_the_child, &h));
+    if (is_at_the_end)
+        test_ok(weir_stream_abort(lodgers[0].stream));
+    call_and_come_back(&h, one_turn);
+    if (is_at_the_end)
+        RUN_UNTIL(&h.f, scribe_is_closed(&lodgers[0]));
+    expect_parent_goes_on(&h);
+    child_may_go(&h);
+    close(peers[0]);
+    close(peers[1]);
+    move_out(&h);
+}
+
+static void a_child_that_comes_back_from_a_flush_is_told(void **state) {
+    (void)state;
+    come_back_from(false, false);
+    come_back_from(false, true);
+}
+
+static void a_child_that_comes_back_from_a_release_is_told(void **state) {
+    (void)state;
+    come_back_from(true, false);
+    come_back_from(true, true);
+}
+
 /* ---- what ends although the child lives ------------------------------------------------------------------------------ */
 
 static void child_does_nothing(household *h) {
@@ -662,6 +742,8 @@ int main(void) {
         cmocka_unit_test(a_child_that_comes_back_from_on_close_is_told),
         cmocka_unit_test(a_child_that_comes_back_in_the_loops_close_is_told),
         cmocka_unit_test(a_child_that_comes_back_from_on_data_is_told),
+        cmocka_unit_test(a_child_that_comes_back_from_a_flush_is_told),
+        cmocka_unit_test(a_child_that_comes_back_from_a_release_is_told),
         cmocka_unit_test(connections_end_although_the_child_lives),
         cmocka_unit_test(an_accept_does_not_live_on_in_the_childs_ring),
         cmocka_unit_test(the_port_is_free_after_the_loops_close_although_the_child_lives),
