@@ -13,8 +13,11 @@ uint32_t weir__stream_most_ranges(const weir_stream *stream) {
 
 /* Too much for now. What is queued will be sent, and then it is told that there is room. */
 static int refused(weir_stream *stream, int error) {
-    if (error == -ENOBUFS && stream->queue.bytes > 0)
+    if (error == -ENOBUFS && stream->queue.bytes > 0) {
         stream->is_full_told = true;
+        if (stream->is_corked)
+            weir__stream_mark(stream); /* what is held back goes, else there would never be room */
+    }
     return error;
 }
 
