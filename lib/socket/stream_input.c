@@ -124,7 +124,7 @@ void weir__stream_settle_input(weir_stream *stream) {
     if (stream->has_failed || !stream->is_connected)
         return;
     bool is_wanted = is_listening(stream);
-    weir__stream_hold_idle(stream, !is_wanted && !stream->has_ended);
+    weir__stream_hold_idle(stream, !is_wanted && !stream->is_end_told);
     if (!stream->has_ended && (stream->wants_close || is_wanted))
         wish = WEIR__OP_RECEIVE;
     else if (stream->state == WEIR_STREAM_OPEN)

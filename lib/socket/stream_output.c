@@ -124,6 +124,7 @@ void weir__stream_settle_output(weir_stream *stream) {
     if (stream->has_failed || stream->state == WEIR_STREAM_UNSTARTED)
         return;
     if (stream->queue.bytes > 0 && !is_held(stream)) {
+        stream->progress_at = stream->loop->now; /* from here on it is the peer that we wait for */
         backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue);
     } else if (stream->queue.bytes == 0 && stream->wants_shutdown && !stream->is_shut &&
                stream->output_error == 0) {

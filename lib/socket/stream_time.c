@@ -28,8 +28,12 @@ static int64_t write_due(const weir_stream *stream) {
     if (!stream->is_write_timed || stream->wants_close)
         return INT64_MAX;
     int64_t timeout_ns = stream->settings.write_timeout_ns;
-    bool is_sampled = stream->sampled_at >= stream->progress_at;
-    return later(stream->progress_at, is_sampled || timeout_ns < 2 ? timeout_ns : timeout_ns / 2);
+    if (stream->sampled_at < stream->progress_at)
+        return later(stream->progress_at, timeout_ns < 2 ? timeout_ns : timeout_ns / 2);
+    int64_t whole = later(stream->progress_at, timeout_ns);
+    int64_t half =
+        later(stream->sampled_at, timeout_ns - timeout_ns / 2); /* a late look makes the next one late */
+    return half > whole ? half : whole;
 }
 
 void weir__stream_schedule(weir_stream *stream) {
@@ -87,8 +91,10 @@ void weir__stream_hold_idle(weir_stream *stream, bool is_held) {
     if (is_held == (stream->held_at != 0) || stream->settings.idle_timeout_ns < 0)
         return;
     int64_t now = weir__loop_now(stream->loop);
-    if (!is_held)
-        stream->active_at += now - stream->held_at;
+    if (!is_held) { /* what went out meanwhile began it anew */
+        int64_t active_at = stream->active_at + (now - stream->held_at);
+        stream->active_at = active_at < now ? active_at : now;
+    }
     stream->held_at = is_held ? now : 0;
     weir__stream_schedule(stream);
 }
