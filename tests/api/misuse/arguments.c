@@ -30,6 +30,7 @@ static void null_where_a_loop_is_needed(void **state) {
     mistake(weir_loop_get_info, weir_loop_get_info(w->loop, NULL), -EINVAL);
     mistake(weir_loop_get_stats, weir_loop_get_stats(NULL, &w->out.loop_stats), -EINVAL);
     mistake(weir_loop_get_stats, weir_loop_get_stats(w->loop, NULL), -EINVAL);
+    mistake(weir_loop_set_pressure, weir_loop_set_pressure(NULL, NULL, w), -EINVAL);
     fine(weir_loop_close(NULL), 0);
     assert_null(weir_loop_unref(NULL));
     assert_null(weir_loop_ref(NULL));
@@ -164,6 +165,18 @@ static void null_where_a_stream_is_needed(void **state) {
     mistake(weir_stream_write_external, weir_stream_write_external(w->stream, NULL, 1, world_never_release, w),
             -EINVAL);
     mistake(weir_stream_shutdown, weir_stream_shutdown(NULL), -EINVAL);
+    mistake(weir_stream_cork, weir_stream_cork(NULL), -EINVAL);
+    mistake(weir_stream_uncork, weir_stream_uncork(NULL), -EINVAL);
+    mistake(weir_stream_flush, weir_stream_flush(NULL, world_never_flush, w), -EINVAL);
+    mistake(weir_stream_flush, weir_stream_flush(w->stream, NULL, w), -EINVAL);
+    mistake(weir_stream_grant, weir_stream_grant(NULL, 1), -EINVAL);
+    mistake(weir_stream_pipe, weir_stream_pipe(NULL, w->stream), -EINVAL);
+    mistake(weir_stream_pipe, weir_stream_pipe(w->stream, NULL), -EINVAL);
+    mistake(weir_stream_pipe_both, weir_stream_pipe_both(NULL, w->stream), -EINVAL);
+    mistake(weir_stream_pipe_both, weir_stream_pipe_both(w->stream, NULL), -EINVAL);
+    mistake(weir_stream_pipe_both, weir_stream_pipe_both(w->stream, w->stream), -EINVAL);
+    mistake(weir_stream_unpipe, weir_stream_unpipe(NULL), -EINVAL);
+    refused(weir_stream_unpipe(w->stream), -EINVAL);
     mistake(weir_stream_get_state, weir_stream_get_state(NULL), -EINVAL);
     mistake(weir_stream_get_queued, weir_stream_get_queued(NULL), 0);
     mistake(weir_stream_get_fd, weir_stream_get_fd(NULL), -EINVAL);
@@ -221,6 +234,19 @@ static void more_of_a_chain_than_there_is(void **state) {
     }
     refused(weir_chain_peek(w->chain, 5, SIZE_MAX - 2, &w->out.shown), -EMSGSIZE); /* their sum is small */
     refused(weir_chain_peek(w->chain, SIZE_MAX, 5, &w->out.shown), -EMSGSIZE);
+static void slices_that_are_no_slices_are_not_written(void **state) {
+    static const weir_slice many[1025];
+    const weir_slice hole = { NULL, 1, NULL }, whole[] = { { (const uint8_t *)"x", 1, NULL }, hole };
+    mistake(weir_stream_writev, weir_stream_writev(NULL, &w->slice, 1), -EINVAL);
+    mistake(weir_stream_writev, weir_stream_writev(NULL, NULL, 0), -EINVAL);
+    mistake(weir_stream_writev, weir_stream_writev(w->stream, NULL, 1), -EINVAL);
+    mistake(weir_stream_writev, weir_stream_writev(w->stream, &hole, 1), -EINVAL);
+    mistake(weir_stream_writev, weir_stream_writev(w->stream, whole, 2), -EINVAL); /* nor the first of them */
+    refused(weir_stream_writev(w->stream, many, 1025), -EINVAL);
+    refused(weir_stream_writev(w->stream, many, SIZE_MAX), -EINVAL);
+    fine(weir_stream_get_queued(w->stream), 0);
+    fine(weir_stream_writev(w->stream, many, 1024), WEIR_WRITE_OK); /* of nothing, which is fine */
+    fine(weir_stream_writev(w->stream, NULL, 0), WEIR_WRITE_OK);
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------- */
@@ -403,6 +429,7 @@ int main(void) {
         world_test(null_where_a_stream_is_needed),
         world_test(null_where_a_chain_is_needed),
         world_test(more_of_a_chain_than_there_is),
+        world_test(slices_that_are_no_slices_are_not_written),
         world_test(tables_of_a_wrong_size),
         world_test(option_structures_of_a_wrong_size),
         world_test(larger_options_are_fine_while_nothing_unknown_is_asked_for),

@@ -43,6 +43,38 @@ static void what_may_be_said_twice(void **state) {
     fine(weir_signal_stop(w->signal), 0);
 }
 
+static void what_was_not_asked_for_is_not_given(void **state) {
+    world *w = *state;
+    mistake(weir_stream_flush, weir_stream_flush(w->fresh, world_never_flush, w), -EINVAL); /* not started */
+    mistake(weir_stream_grant, weir_stream_grant(w->stream, 1), -EINVAL);                   /* not metered */
+    mistake(weir_stream_grant, weir_stream_grant(w->fresh, UINT64_MAX), -EINVAL);
+}
+
+/* Each of these is undone again, the second time as the first. */
+static void what_is_undone_leaves_nothing(void **state) {
+    world *w = *state;
+    for (int i = 0; i < 2; i++) {
+        fine(weir_stream_cork(w->stream), 0);
+        fine(weir_stream_cork(w->stream), 0);
+        fine(weir_stream_uncork(w->stream), 0);
+        fine(weir_stream_uncork(w->stream), 0);
+        fine(weir_stream_cork(w->fresh), 0);
+        fine(weir_stream_uncork(w->fresh), 0);
+        fine(weir_loop_set_pressure(w->loop, NULL, w), 0);
+        fine(weir_stream_pipe(w->stream, w->fresh), 0);
+        refused(weir_stream_pipe(w->stream, w->fresh), -EALREADY);
+        refused(weir_stream_pipe_both(w->stream, w->fresh), -EALREADY);
+        refused(weir_stream_pipe_both(w->fresh, w->stream),
+                -EALREADY); /* and the other half is not piped either */
+        refused(weir_stream_unpipe(w->fresh), -EINVAL);
+        refused(weir_stream_shutdown(w->fresh), -EBUSY);
+        refused(weir_stream_detach(w->fresh, &w->out.fd), -EBUSY);
+        fine(weir_stream_unpipe(w->stream), 0);
+        refused(weir_stream_unpipe(w->stream), -EINVAL);
+        run_turns(&w->fixture, 3);
+    }
+}
+
 /* ---- on its way -------------------------------------------------------------------------------------- */
 
 static void a_stream_on_its_way_is_not_detached(void **state) {
@@ -105,8 +137,18 @@ static void a_closed_stream_takes_nothing_and_says_so(void **state) {
         refused(weir_stream_write(stream, "x", 0), -EPIPE);
         refused(weir_stream_write_slice(stream, &w->slice), -EPIPE);
         refused(weir_stream_write_external(stream, "x", 1, world_never_release, w), -EPIPE);
+        refused(weir_stream_writev(stream, &w->slice, 1), -EPIPE);
+        refused(weir_stream_writev(stream, NULL, 0), -EPIPE);
+        refused(weir_stream_flush(stream, world_never_flush, w), -EPIPE);
         refused(weir_stream_shutdown(stream), -EPIPE);
+        refused(weir_stream_pipe(stream, w->stream), -EPIPE);
+        refused(weir_stream_pipe(w->stream, stream), -EPIPE);
+        refused(weir_stream_pipe_both(stream, w->stream), -EPIPE);
+        refused(weir_stream_pipe_both(w->stream, stream), -EPIPE);
+        refused(weir_stream_unpipe(stream), -EINVAL);
         refused(weir_stream_detach(stream, &w->out.fd), -EALREADY);
+        fine(weir_stream_cork(stream), 0);
+        fine(weir_stream_uncork(stream), 0);
         fine(weir_stream_pause(stream), 0);
         fine(weir_stream_resume(stream), 0);
         fine(weir_stream_close(stream), 0);
@@ -135,6 +177,8 @@ static void a_stream_that_is_shut_down_writes_nothing_more(void **state) {
     refused(weir_stream_write(stream, "x", 1), -EPIPE);
     refused(weir_stream_write_slice(stream, &w->slice), -EPIPE);
     refused(weir_stream_write_external(stream, "x", 1, world_never_release, w), -EPIPE);
+    refused(weir_stream_writev(stream, &w->slice, 1), -EPIPE);
+    refused(weir_stream_pipe(w->stream, stream), -EPIPE);
     fine(weir_stream_abort(stream), 0);
     run_until(&w->fixture, test_loop_stats(&w->fixture).streams_open == 2);
     close(fds[1]);
@@ -190,6 +234,7 @@ static void a_closed_loop_can_still_be_asked(void **state) {
     fine(weir_loop_is_idle(w->loop), 1);
     fine(weir_loop_is_own_thread(w->loop), 1);
     fine(weir_loop_get_now(w->loop) > 0, 1);
+    fine(weir_loop_set_pressure(w->loop, NULL, NULL), 0);
     fine(weir_loop_get_info(w->loop, &info), 0);
     fine(weir_loop_get_stats(w->loop, &stats), 0);
     fine(weir_pool_get_stats(w->pool, &pool), 0);
@@ -220,8 +265,17 @@ static void streams_and_listeners_of_a_closed_loop_are_closed(void **state) {
         refused(weir_stream_write(stream, "x", 1), -EPIPE);
         refused(weir_stream_write_slice(stream, &w->slice), -EPIPE);
         refused(weir_stream_write_external(stream, "x", 1, world_never_release, w), -EPIPE);
+        refused(weir_stream_writev(stream, &w->slice, 1), -EPIPE);
+        refused(weir_stream_writev(stream, NULL, 0), -EPIPE);
+        if (i == 0)
+            refused(weir_stream_flush(stream, world_never_flush, w), -EPIPE);
         refused(weir_stream_shutdown(stream), -EPIPE);
+        refused(weir_stream_pipe(stream, streams[1 - i]), -EPIPE);
+        refused(weir_stream_pipe_both(stream, streams[1 - i]), -EPIPE);
+        refused(weir_stream_unpipe(stream), -EINVAL);
         refused(weir_stream_detach(stream, &w->out.fd), -EALREADY);
+        fine(weir_stream_cork(stream), 0);
+        fine(weir_stream_uncork(stream), 0);
         refused(weir_stream_get_fd(stream), -EBADF);
         refused(weir_stream_get_local(stream, w->out.text, 100), -EBADF);
         refused(weir_stream_get_peer(stream, w->out.text, 100), -EBADF);
@@ -307,6 +361,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         world_test(what_was_started_is_not_started_again),
         world_test(what_may_be_said_twice),
+        world_test(what_was_not_asked_for_is_not_given),
+        world_test(what_is_undone_leaves_nothing),
         world_test(a_stream_on_its_way_is_not_detached),
         world_test(the_loop_is_not_run_or_closed_in_its_callbacks),
         world_test(a_closed_stream_takes_nothing_and_says_so),

@@ -16,6 +16,7 @@ static void a_strangers_loop_calls_are_refused(void **state) {
     mistake(weir_loop_get_now, weir_loop_get_now(w->loop), -EPERM);
     mistake(weir_loop_get_info, weir_loop_get_info(w->loop, &w->out.info), -EPERM);
     mistake(weir_loop_get_stats, weir_loop_get_stats(w->loop, &w->out.loop_stats), -EPERM);
+    mistake(weir_loop_set_pressure, weir_loop_set_pressure(w->loop, NULL, NULL), -EPERM);
 }
 
 static void a_strangers_timer_calls_are_refused(void **state) {
@@ -58,7 +59,16 @@ static void a_strangers_stream_calls_are_refused(void **state) {
     mistake(weir_stream_write_slice, weir_stream_write_slice(w->stream, &w->slice), -EPERM);
     mistake(weir_stream_write_external, weir_stream_write_external(w->stream, "x", 1, world_never_release, w),
             -EPERM);
+    mistake(weir_stream_writev, weir_stream_writev(w->stream, &w->slice, 1), -EPERM);
+    mistake(weir_stream_writev, weir_stream_writev(w->stream, NULL, 0), -EPERM);
+    mistake(weir_stream_cork, weir_stream_cork(w->stream), -EPERM);
+    mistake(weir_stream_uncork, weir_stream_uncork(w->stream), -EPERM);
+    mistake(weir_stream_flush, weir_stream_flush(w->stream, world_never_flush, w), -EPERM);
     mistake(weir_stream_shutdown, weir_stream_shutdown(w->stream), -EPERM);
+    mistake(weir_stream_grant, weir_stream_grant(w->stream, 1), -EPERM);
+    mistake(weir_stream_pipe, weir_stream_pipe(w->stream, w->fresh), -EPERM);
+    mistake(weir_stream_pipe_both, weir_stream_pipe_both(w->stream, w->fresh), -EPERM);
+    mistake(weir_stream_unpipe, weir_stream_unpipe(w->stream), -EPERM);
     mistake(weir_stream_close, weir_stream_close(w->stream), -EPERM);
     mistake(weir_stream_close, weir_stream_close(w->fresh), -EPERM);
     mistake(weir_stream_abort, weir_stream_abort(w->stream), -EPERM);

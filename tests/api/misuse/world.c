@@ -66,6 +66,11 @@ void world_never_release(const void *data, size_t size, void *userdata) {
     abort();
 }
 
+void world_never_flush(weir_stream *stream, int error, void *userdata) {
+    (void)stream, (void)error, (void)userdata;
+    abort();
+}
+
 /* ---- making and ending it ---------------------------------------------------------------------------- */
 
 static void build(world *w) {

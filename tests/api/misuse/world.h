@@ -94,5 +94,6 @@ void world_count_fire(weir_timer *timer, void *world);
 void world_count_event(weir_watch *watch, int events, void *world);
 void world_count_signal(weir_signal *signal, int number, void *world);
 void world_never_release(const void *data, size_t size, void *userdata);
+void world_never_flush(weir_stream *stream, int error, void *userdata);
 
 #endif
