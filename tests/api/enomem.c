@@ -26,7 +26,7 @@ static struct {
     end_of_stream client, servers[SERVERS];
     unsigned server_count;
     unsigned listener_starts, listener_closes;
-    unsigned posts, posted, fires, events, signals;
+    unsigned posts, posted, fires, events, signals, flushes, flush_count;
     unsigned watches, ears;
     lent lends;
     unsigned lent_count;
@@ -73,7 +73,7 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     assert_true(reason == WEIR_CLOSE_ERROR || reason == WEIR_CLOSE_CONNECT ||
                 error == 0); /* an error has a reason that says so */
     if (it == &run.client)
-        assert_int_equal(run.lends.releases, run.lent_count); /* before on_close */
+        assert_true(run.lends.releases == run.lent_count && run.flushes == run.flush_count); /* before on_close */
     while (it->kept_count > 0)
         weir_slice_unref(&it->kept[--it->kept_count]);
     it->stream = NULL;
@@ -118,7 +118,13 @@ static const weir_stream_callbacks asking = {
     .size = sizeof asking, .on_data = client_data, .on_end = server_end, .on_close = on_close
 };
 
-/* Small writes that coalesce, a slice, lent memory: a gathered send. false: one was refused, and nothing of it was
+static void count_run_flush(weir_stream *stream, int error, void *userdata) {
+    (void)error, (void)userdata;
+    assert_ptr_equal(stream, run.client.stream);
+    run.flushes++;
+}
+
+/* Small writes that coalesce, a slice and a few bytes before it, lent memory: a gathered send. false: one was refused, and nothing of it was
  * queued. */
 static bool send_payload(weir_stream *stream) {
     size_t at = 0;
@@ -129,7 +135,9 @@ static bool send_payload(weir_stream *stream) {
     if (!good(weir_slice_copy(weir_loop_get_pool(run.f.loop), payload + at, MIDDLE, &slice)))
         return false;
     at += MIDDLE;
-    int r = weir_stream_write_slice(stream, &slice);
+    const weir_slice parts[] = { { payload + at - MIDDLE, 10, NULL },
+                                 { slice.data + 10, MIDDLE - 10, slice.owner } };
+    int r = weir_stream_writev(stream, parts, 2);
     weir_slice_unref(&slice);
     if (!good(r))
         return false;
@@ -139,6 +147,7 @@ static bool send_payload(weir_stream *stream) {
         return false;
     }
     run.lent_count++;
+    run.flush_count += good(weir_stream_flush(stream, count_run_flush, NULL));
     return true;
 }
 
@@ -201,7 +210,7 @@ static void echo_once(void) {
     int fds[2];
     memset(&run.client, 0, sizeof run.client);
     memset(&run.lends, 0, sizeof run.lends);
-    run.server_count = run.lent_count = 0;
+    run.server_count = run.lent_count = run.flushes = run.flush_count = 0;
     listen_if_not_yet();
     if (run.listener == NULL)
         return;
@@ -241,6 +250,7 @@ static void assert_went_well(void) {
     assert_int_equal(run.client.closes, 1);
     assert_int_equal(run.client.size, ALL);
     assert_int_equal(run.lends.releases, 1);
+    assert_int_equal(run.flushes, 1);
 }
 
 /* true: there was a loop, and it has been closed. */
@@ -328,6 +338,95 @@ static void lent_memory_that_is_refused_is_not_released(void **state) {
     }
 }
 
+/*
+ * Several slices at once: whichever allocation fails, of a block for a copy, of ranges, none of them is queued, and what is
+ * queued before and afterwards is one row of bytes. Full of ranges, so that more of these must be allocated.
+ */
+static void slices_that_are_refused_together_are_not_queued_in_part(void **state) {
+    (void)state;
+    enum { BEFORE = 100, PARTS = 300, EACH = 20, AFTER = 50 };
+    int r = -ENOMEM;
+    unsigned refusals = 0;
+    test_fill(1, 0, payload, sizeof payload);
+    for (uint64_t number = 1; r == -ENOMEM; number++) {
+        test_fixture f;
+        static witness w;
+        static weir_slice parts[PARTS];
+        static uint8_t got[BEFORE + PARTS * EACH + AFTER];
+        weir_stream_stats stats = { .size = sizeof stats };
+        size_t at = BEFORE;
+        test_open(&f, NULL, NULL);
+        int peer = witness_pair(&f, &w, false, NULL);
+        test_ok(weir_stream_write(w.stream, payload, BEFORE));
+        for (unsigned i = 0; i < PARTS;
+             i++, at += EACH) { /* every other one is copied, so that none are neighbours */
+            parts[i] = (weir_slice){ payload + at, EACH, NULL };
+            if (i % 2 == 1)
+                test_ok(weir_slice_copy(weir_loop_get_pool(f.loop), payload + at, EACH, &parts[i]));
+        }
+        uint64_t block_bytes = test_pool_stats(&f).block_bytes;
+        atomic_store(&f.memory.fail_at, atomic_load(&f.memory.allocations) + number);
+        r = weir_stream_writev(w.stream, parts, PARTS);
+        atomic_store(&f.memory.fail_at, 0);
+        assert_true(r == WEIR_WRITE_OK || r == -ENOMEM);
+        refusals += r == -ENOMEM;
+        if (r == -ENOMEM) {
+            assert_int_equal(weir_stream_get_queued(w.stream), BEFORE);
+            assert_int_equal(test_pool_stats(&f).block_bytes, block_bytes);
+            test_ok(weir_stream_get_stats(w.stream, &stats));
+            assert_int_equal(stats.bytes_copied, BEFORE);
+            test_ok(weir_stream_writev(w.stream, parts, PARTS)); /* there is memory again */
+        }
+        for (unsigned i = 1; i < PARTS; i += 2)
+            weir_slice_unref(&parts[i]);
+        test_ok(weir_stream_write(w.stream, payload + at, AFTER));
+        run_until(&f, weir_stream_get_queued(w.stream) == 0);
+        peer_receive(peer, got, sizeof got);
+        assert_memory_equal(got, payload, sizeof got);
+        close(peer);
+        test_close(&f);
+    }
+    assert_true(refusals > 100); /* the blocks, and the ranges */
+}
+
+static unsigned flushes;
+
+static void count_flush(weir_stream *stream, int error, void *userdata) {
+    (void)stream, (void)userdata;
+    assert_int_equal(error, 0);
+    flushes++;
+}
+
+static void never_flush(weir_stream *stream, int error, void *userdata) {
+    (void)stream, (void)error, (void)userdata;
+    fail_msg("a flush that was refused was told");
+}
+
+static void a_flush_that_is_refused_is_never_told_and_a_cork_needs_no_memory(void **state) {
+    (void)state;
+    test_fixture f;
+    static witness w;
+    flushes = 0;
+    test_open(&f, NULL, NULL);
+    int peer = witness_pair(&f, &w, false, NULL);
+    test_ok(weir_stream_write(w.stream, payload, 100));
+    test_ok(weir_stream_flush(w.stream, count_flush, NULL));
+    atomic_store(&f.memory.fail_every, 1);
+    test_ok(weir_stream_cork(w.stream));
+    assert_int_equal(weir_stream_flush(w.stream, never_flush, NULL), -ENOMEM);
+    run_turns(&f, 3);
+    assert_int_equal(flushes, 0);
+    assert_int_equal(weir_stream_get_queued(w.stream), 100);
+    test_ok(weir_stream_uncork(w.stream));
+    run_until(&f, flushes == 1);
+    assert_int_equal(weir_stream_flush(w.stream, never_flush, NULL), -ENOMEM);
+    atomic_store(&f.memory.fail_every, 0);
+    test_ok(weir_stream_flush(w.stream, count_flush, NULL)); /* it goes on */
+    run_until(&f, flushes == 2);
+    close(peer);
+    test_close(&f);
+}
+
 static weir_slice held;
 
 static void hold_the_first(witness *w, char event, const weir_slice *slice) {
@@ -367,6 +466,8 @@ int main(void) {
         cmocka_unit_test(each_allocation_of_a_run_fails_once),
         cmocka_unit_test(every_few_allocations_of_a_run_fail),
         cmocka_unit_test(lent_memory_that_is_refused_is_not_released),
+        cmocka_unit_test(slices_that_are_refused_together_are_not_queued_in_part),
+        cmocka_unit_test(a_flush_that_is_refused_is_never_told_and_a_cork_needs_no_memory),
         cmocka_unit_test(a_stream_without_memory_for_buffers_waits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
