@@ -215,12 +215,24 @@ static void watches_and_signals_leave_errno_alone(void **state) {
 
 /* ---- a loop with traffic ----------------------------------------------------------------------------- */
 
+static void see_errno_in_flush(weir_stream *stream, int error, void *userdata) {
+    (void)userdata;
+    if (errno != SENTINEL)
+        fail_msg("errno is %d in a flush that says %d", errno, error);
+    test_ok(untouched(weir_stream_uncork(stream)));
+}
+
 static void see_errno(witness *w, char event, const weir_slice *slice) {
     if (errno != SENTINEL)
         fail_msg("errno is %d in the callback '%c'", errno, event);
     if (event == 'o') {
         static const uint8_t much[200000];
-        assert_int_equal(untouched(weir_stream_write(w->stream, "hello", 5)), WEIR_WRITE_OK);
+        const weir_slice rest[] = { { (const uint8_t *)"l", 1, NULL }, { (const uint8_t *)"o", 1, NULL } };
+        test_ok(untouched(weir_stream_cork(w->stream)));
+        assert_int_equal(untouched(weir_stream_write(w->stream, "hel", 3)), WEIR_WRITE_OK);
+        assert_int_equal(untouched(weir_stream_writev(w->stream, rest, 2)), WEIR_WRITE_OK);
+        test_ok(untouched(weir_stream_flush(w->stream, see_errno_in_flush, NULL)));
+        test_ok(untouched(weir_stream_uncork(w->stream)));
         assert_int_equal(
             untouched(weir_stream_write_external(w->stream, much, sizeof much, lent_release, w->userdata)),
             WEIR_WRITE_OK);
