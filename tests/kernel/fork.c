@@ -477,7 +477,7 @@ static void call_and_come_back(household *h, int (*call)(weir_loop *loop)) {
 }
 
 /* Two streams, and the other sides of them. */
-static void take_in_lodgers(household *h, scribe lodgers[2], int peers[2],
+static void take_in_lodgers(household *h, scribe lodgers[2], int peers[2], const weir_stream_options *options,
                             void (*hook)(scribe *s, char event, const weir_slice *slice)) {
     for (int i = 0; i < 2; i++) {
         int fds[2];
@@ -486,7 +486,7 @@ static void take_in_lodgers(household *h, scribe lodgers[2], int peers[2],
         scribe_init(&lodgers[i], THEIRS);
         lodgers[i].hook = hook;
         lodgers[i].userdata = h;
-        scribe_adopt(&h->f, &lodgers[i], fds[1], NULL);
+        scribe_adopt(&h->f, &lodgers[i], fds[1], options);
     }
     scribe_turns(&h->f, 3);
     h->child = -1;
@@ -529,7 +529,7 @@ static void a_child_that_comes_back_from_on_close_is_told(void **state) {
     static scribe lodgers[2];
     int peers[2];
     move_in(&h);
-    take_in_lodgers(&h, lodgers, peers, fork_at_first_close);
+    take_in_lodgers(&h, lodgers, peers, NULL, fork_at_first_close);
     test_ok(weir_stream_abort(lodgers[0].stream));
     test_ok(weir_stream_abort(lodgers[1].stream)); /* settled in the same turn */
     call_and_come_back(&h, one_turn);
@@ -547,7 +547,7 @@ static void a_child_that_comes_back_in_the_loops_close_is_told(void **state) {
     static scribe lodgers[2];
     int peers[2];
     move_in(&h);
-    take_in_lodgers(&h, lodgers, peers, fork_at_first_close);
+    take_in_lodgers(&h, lodgers, peers, NULL, fork_at_first_close);
     call_and_come_back(&h, weir_loop_close);
     assert_true(scribe_is_closed(&lodgers[0]) && scribe_is_closed(&lodgers[1]) && scribe_is_closed(&h.s));
     child_may_go(&h);
@@ -563,7 +563,7 @@ static void a_child_that_comes_back_from_on_data_is_told(void **state) {
     static scribe lodgers[2];
     int peers[2];
     move_in(&h);
-    take_in_lodgers(&h, lodgers, peers, fork_at_first_data);
+    take_in_lodgers(&h, lodgers, peers, NULL, fork_at_first_data);
     assert_int_equal(peer_send(peers[0], THEIRS, 0, 1000), 0);
     assert_int_equal(peer_send(peers[1], THEIRS, 0, 1000), 0);
     call_and_come_back(&h, one_turn);
@@ -604,23 +604,24 @@ static void come_back_from(bool is_release, bool is_at_the_end) {
     static household h;
     static scribe lodgers[2];
     static uint8_t data[3000000];
+    const weir_stream_options options = { .size = sizeof options, .queue_high_bytes = 1000 }; /* a drain is owed */
+    const size_t size = is_at_the_end ? sizeof data : 2000;
     int peers[2];
     move_in(&h);
-    take_in_lodgers(&h, lodgers, peers, fork_at_first_data);
-    lodgers[0].userdata = lodgers[1].userdata = &h;
-    if (is_release)
-        assert_int_equal(weir_stream_write_external(lodgers[0].stream, data, is_at_the_end ? sizeof data : 2000,
-                                                    fork_in_release, &h),
-                         is_at_the_end ? WEIR_WRITE_FULL : WEIR_WRITE_OK);
-    else
-        assert_true(weir_stream_write(lodgers[0].stream, data, is_at_the_end ? sizeof data : 2000) >= 0);
-    test_ok(weir_stream_flush(lodgers[0].stream, is_release ? never_flush_in_the_child : fork_in_flush, &h));
-    test_ok(weir_stream_flush(lodgers[0].stream, never_flush_in_the_child, &h));
+    take_in_lodgers(&h, lodgers, peers, &options, fork_at_first_data);
+    weir_stream *stream = lodgers[0].stream;
+    int r = is_release ? weir_stream_write_external(stream, data, size, fork_in_release, &h)
+                       : weir_stream_write(stream, data, size);
+    assert_int_equal(r, WEIR_WRITE_FULL);
+    test_ok(weir_stream_flush(stream, is_release ? never_flush_in_the_child : fork_in_flush, &h));
+    test_ok(weir_stream_flush(stream, never_flush_in_the_child, &h));
     if (is_at_the_end)
-        test_ok(weir_stream_abort(lodgers[0].stream));
+        test_ok(weir_stream_abort(stream));
     call_and_come_back(&h, one_turn);
     if (is_at_the_end)
         RUN_UNTIL(&h.f, scribe_is_closed(&lodgers[0]));
+    else
+        assert_string_equal(lodgers[0].events, "r");
     expect_parent_goes_on(&h);
     child_may_go(&h);
     close(peers[0]);
