@@ -53,7 +53,7 @@ static void forward(scribe *s, char event, const weir_slice *slice) {
 static void small_slices_are_copied_above_three_quarters_of_the_budget_only(void **state) {
     (void)state;
     const weir_pool_options pool = {
-        .size = sizeof pool, .buffer_bytes = BUFFER, .budget_bytes = BUDGET, .window_bytes = 4 * BUFFER
+        .size = sizeof pool, .buffer_bytes = BUFFER, .budget_bytes = BUDGET, .window_bytes = 8 * BUFFER
     };
     forwarder w;
     weir_stream_stats stats = { .size = sizeof stats };
