@@ -128,8 +128,27 @@ static bool next_structure(const char **at, char name[64]) {
     return false;
 }
 
-/* Its next field, and the comment behind it with its spaces and line ends made one space. */
+/* Append a comment, if there is one just here, with its spaces and line ends made one space. */
+static bool take_comment(const char **at, char *comment, size_t size) {
+    if (strncmp(*at, "/*", 2) != 0)
+        return false;
+    const char *close = strstr(*at, "*/");
+    assert_non_null(close);
+    size_t length = strlen(comment);
+    for (const char *c = *at + 2; c < close && length < size - 1; c++)
+        if (!isspace((unsigned char)*c) || (length > 0 && comment[length - 1] != ' '))
+            comment[length++] = (char)(isspace((unsigned char)*c) ? ' ' : *c);
+    comment[length] = '\0';
+    *at = close + 2;
+    return true;
+}
+
+/* Its next field, and the comments above it and behind it. */
 static bool next_field(const char **at, char name[64], char *comment, size_t size) {
+    comment[0] = '\0';
+    do
+        *at += strspn(*at, " \n");
+    while (take_comment(at, comment, size));
     const char *end = strpbrk(*at, ";}"), *begin = end;
     assert_non_null(end);
     if (*end == '}')
@@ -138,16 +157,7 @@ static bool next_field(const char **at, char name[64], char *comment, size_t siz
         begin--;
     snprintf(name, 64, "%.*s", (int)(end - begin), begin);
     *at = end + 1 + strspn(end + 1, " ");
-    size_t length = 0;
-    if (strncmp(*at, "/*", 2) == 0) {
-        const char *close = strstr(*at, "*/");
-        assert_non_null(close);
-        for (const char *c = *at + 2; c < close && length < size - 1; c++)
-            if (!isspace((unsigned char)*c) || (length > 0 && comment[length - 1] != ' '))
-                comment[length++] = (char)(isspace((unsigned char)*c) ? ' ' : *c);
-        *at = close + 2;
-    }
-    comment[length] = '\0';
+    (void)take_comment(at, comment, size);
     return true;
 }
 
@@ -164,7 +174,7 @@ typedef struct option_default {
 /* One field of a header. false: the header tells of a default, and the table does not. */
 static bool compare(option_default *table, size_t entries, const char *structure, const char *field,
                     const char *comment) {
-    const char *says = strstr(comment, "default");
+    const char *says = strstr(comment, "efault"); /* with or without a capital */
     bool is_known = says == NULL;
     for (option_default *it = table; it < table + entries; it++) {
         if (strcmp(it->structure, structure) != 0 || strcmp(it->field, field) != 0)
@@ -200,6 +210,9 @@ static void every_default_is_what_its_header_says(void **state) {
         { "weir_loop_options", "allocator", "mimalloc or libc", 1, ours.is_default_allocator, false },
         { "weir_pool_options", "budget_bytes", "64 MiB", 0, ours.pool.budget_bytes, false },
         { "weir_pool_options", "budget_bytes", "64 MiB", 0, ours.classic_pool.budget_bytes, false },
+        { "weir_pool_options", "reserve_bytes", "an eighth", (64 << 20) / 8, ours.pool.reserve_bytes, false },
+        { "weir_pool_options", "reserve_bytes", "an eighth", (64 << 20) / 8, ours.classic_pool.reserve_bytes,
+          false },
         { "weir_pool_options", "buffer_bytes", "64 KiB", 0, ours.pool.buffer_bytes, false },
         { "weir_pool_options", "buffer_bytes", "16 KiB classic", 0, ours.classic_pool.buffer_bytes, false },
         { "weir_pool_options", "window_bytes", "1 MiB", 0, window, false },
