@@ -98,10 +98,10 @@ static void tell_open(weir_stream *stream) {
         stream->callbacks->on_open(stream, stream->userdata);
 }
 
-/* Is it better to wait for more to be written? */
+/* Is it better to wait for more to be written? Not while somebody waits for the low mark. */
 static bool is_held(const weir_stream *stream) {
-    bool is_drain_owed = stream->is_full_told || stream->is_pipe_full; /* who waits for it may not uncork before */
-    return stream->is_corked && !stream->wants_shutdown && !is_drain_owed && !weir__stream_is_full(stream);
+    bool is_draining = stream->is_full_told || stream->is_pipe_full;
+    return stream->is_corked && !stream->wants_shutdown && !is_draining && !weir__stream_is_full(stream);
 }
 
 void weir__stream_settle_output(weir_stream *stream) {
