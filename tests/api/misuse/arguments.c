@@ -234,7 +234,10 @@ static void more_of_a_chain_than_there_is(void **state) {
     }
     refused(weir_chain_peek(w->chain, 5, SIZE_MAX - 2, &w->out.shown), -EMSGSIZE); /* their sum is small */
     refused(weir_chain_peek(w->chain, SIZE_MAX, 5, &w->out.shown), -EMSGSIZE);
+}
+
 static void slices_that_are_no_slices_are_not_written(void **state) {
+    world *w = *state;
     static const weir_slice many[1025];
     const weir_slice hole = { NULL, 1, NULL }, whole[] = { { (const uint8_t *)"x", 1, NULL }, hole };
     mistake(weir_stream_writev, weir_stream_writev(NULL, &w->slice, 1), -EINVAL);
