@@ -141,6 +141,7 @@ struct weir__backend {
 typedef struct weir__tuning {
     unsigned sq_entries, cq_entries; /* 0: the default */
     bool no_self_test;               /* believe what was asked for */
+    bool no_receive_limits;          /* as on a kernel before Linux 6.17 */
     int64_t close_timeout_ns;        /* 0: the default */
 } weir__tuning;
 

@@ -255,6 +255,7 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
     u->base = (weir__backend){ .verbs = &verbs, .mode = mode };
     u->allocator = allocator;
     u->waker = waker;
+    u->has_no_limits = tuning->no_receive_limits;
     u->close_timeout_ns = tuning->close_timeout_ns > 0 ? tuning->close_timeout_ns : close_timeout_ns;
     weir__list_init(&u->waiting);
     weir__list_init(&u->finished);
