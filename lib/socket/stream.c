@@ -41,6 +41,8 @@ static void set_state(weir_stream *stream, enum weir_stream_state state) {
 void weir__stream_opened(weir_stream *stream) {
     set_state(stream, WEIR_STREAM_OPEN);
     weir__stream_time_open(stream);
+    if (stream->pipe_from != NULL)
+        weir__stream_mark(stream->pipe_from); /* it has waited for that */
 }
 
 static weir_stream *to_stream(weir__actor *actor) {
