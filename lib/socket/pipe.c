@@ -13,6 +13,7 @@
 static void link_up(weir_stream *from, weir_stream *to) {
     from->pipe_to = weir_stream_ref(to);
     to->pipe_from = weir_stream_ref(from);
+    to->is_pipe_full = weir__stream_is_full(to);
     weir__stream_mark(from);
     weir__stream_mark(to);
 }
@@ -42,8 +43,12 @@ void weir__pipe_forward(weir_stream *from, const weir_slice *slice) {
     }
     from->bytes_piped += slice->size;
     to->bytes_copied += (uint64_t)r;
-    to->is_pipe_full = weir__stream_is_full(to);
     weir__stream_wrote(to);
+}
+
+void weir__pipe_filled(weir_stream *to) {
+    to->is_pipe_full = true;
+    weir__stream_mark(to->pipe_from); /* its receive is to be taken back */
 }
 
 void weir__pipe_drained(weir_stream *to) {

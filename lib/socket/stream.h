@@ -146,7 +146,8 @@ bool weir__pipe_is_open(const weir_stream *from);
 void weir__pipe_forward(weir_stream *from, const weir_slice *slice);
 /* Pass @from's end on. Return: both directions are over. */
 bool weir__pipe_end(weir_stream *from);
-/* The queue of @to has fallen. */
+/* The queue of @to is above its high mark, or has fallen to the low one. */
+void weir__pipe_filled(weir_stream *to);
 void weir__pipe_drained(weir_stream *to);
 /* @stream is over: so are its pipes, and who is at their other ends. */
 void weir__pipe_ended(weir_stream *stream);
