@@ -41,6 +41,7 @@ typedef struct rig {
 typedef struct rig_options {
     bool is_classic;
     unsigned budget, window; /* in buffers; 0: 16 and 4 */
+    unsigned reserve;        /* private blocks, on top of the budget */
     weir__tuning tuning;
     uint32_t buffer_bytes; /* default BUFFER */
 } rig_options;
@@ -149,7 +150,9 @@ static inline void rig_make(const rig_options *options) {
         .owner = &r,
         .generation = weir__fork_generation(),
         .incremental = !options->is_classic,
-        .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * buffer,
+        .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * buffer +
+                        (uint64_t)options->reserve * BUFFER,
+        .reserve_bytes = (uint64_t)options->reserve * BUFFER,
         .buffer_bytes = buffer,
         .window_bytes = (options->window > 0 ? options->window : 4) * buffer,
         .page_bytes = weir__sys_page_bytes(),
