@@ -127,10 +127,9 @@ static void is_bounded(const proxy *p) {
     test_ok(weir_stream_get_stats(p->client, &client));
     test_ok(weir_stream_get_stats(p->server, &server));
     assert_true(pool.used_bytes <= BUDGET);
-    assert_int_equal(pool.parked_streams, 0); /* nobody waits for memory */
-    assert_int_equal(pool.level, WEIR_PRESSURE_NONE);
+    assert_true(pool.level < WEIR_PRESSURE_STUCK); /* who waits for a buffer does so for a moment */
     assert_true(server.queue_peak_bytes <= (1 << 20) + (64 << 10)); /* the high mark and a buffer */
-    assert_true(client.staged_bytes <= 2 << 20);
+    assert_true(client.staged_bytes <= BUDGET / 2); /* what was posted, at most, when that was full */
     if (!SANITIZED) /* which have memory of their own */
         assert_true(resident() <= p->resident + BUDGET + BESIDES);
 }
