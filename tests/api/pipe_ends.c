@@ -44,6 +44,33 @@ static void the_end_is_passed_on_after_the_last_byte_and_that_was_it(void **stat
     }
 }
 
+/* All of it came at once, the end as well, and the pipe is full: the end has its place behind what waits. */
+static void the_end_waits_for_what_a_full_pipe_holds_back(void **state) {
+    test_fixture *f = *state;
+    const weir_stream_options narrow = { .size = sizeof narrow, .queue_high_bytes = 4096 };
+    static witness a, b;
+    static uint8_t many[150000], got[150000];
+    int pa = witness_pair(f, &a, false, NULL), pb = witness_pair(f, &b, false, &narrow), n = 0;
+    size_t have = 0;
+    set_buffer_sizes(weir_stream_get_fd(b.stream), 4096);
+    test_ok(weir_stream_pipe(a.stream, b.stream));
+    test_fill(1, 0, many, sizeof many);
+    peer_send(pa, many, sizeof many);
+    shutdown(pa, SHUT_WR);
+    run_turns(f, 10);
+    assert_int_equal(a.ends, 0);
+    for (;; have += (size_t)n) {
+        run_until(f, (n = peer_poll(pb, got, sizeof got)) >= 0);
+        if (n == 0)
+            break;
+        assert_int_equal(test_differs(1, have, got, (size_t)n), -1);
+    }
+    assert_int_equal(have, sizeof many);
+    assert_int_equal(a.ends, 1);
+    close(pa);
+    close(pb);
+}
+
 static void without_on_end_only_the_stream_that_ended_closes(void **state) {
     test_fixture *f = *state;
     static witness a, b;
@@ -441,6 +468,7 @@ static void a_loop_closes_over_full_pipes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         loop_test(the_end_is_passed_on_after_the_last_byte_and_that_was_it),
+        loop_test(the_end_waits_for_what_a_full_pipe_holds_back),
         loop_test(without_on_end_only_the_stream_that_ended_closes),
         loop_test(a_pair_closes_when_both_directions_have_ended),
         loop_test(one_end_ends_the_other_whatever_it_does),
