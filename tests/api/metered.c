@@ -72,7 +72,8 @@ static void flood(int fd, uint64_t seed, uint64_t *sent) {
 
 static void what_was_granted_comes_and_nothing_else(void **state) {
     (void)state;
-    static const uint64_t grants[] = { 1, 10, 4096, 1, 100, 65535, 65536, 65537, 7, 300000, 4031, 4032, 4033, 1000000 };
+    static const uint64_t grants[] = { 1,     10, 4096,   1,    100,  65535, 65536,
+                                       65537, 7,  300000, 4031, 4032, 4033,  1000000 };
     EACH_WAY(is_limited)
     for (int tcp = 0; tcp < 2; tcp++) {
         test_fixture f;
@@ -110,7 +111,9 @@ static void grants_in_the_callback_go_on_from_the_next_byte(void **state) {
     for (int i = 0; i < 3; i++) {
         test_fixture f;
         static witness w;
-        purse p = { .seed = 6, .again = pieces[i], .left = 3000 * pieces[i] < 3000000 ? 3000 * pieces[i] : 3000000 };
+        purse p = { .seed = 6,
+                    .again = pieces[i],
+                    .left = 3000 * pieces[i] < 3000000 ? 3000 * pieces[i] : 3000000 };
         uint64_t sent = 0, total = p.left + pieces[i];
         open_fixture(&f, is_limited);
         int peer = metered_pair(&f, &w, true);

@@ -221,7 +221,8 @@ static void a_queue_that_others_filled_holds_the_pipe_back(void **state) {
         assert_int_equal(stats_of(j.a.stream).bytes_piped, 0);
         size_t have = 0;
         int n = 0;
-        run_until(j.f, (have += (n = peer_poll(j.pb, got, sizeof got)) > 0 ? (size_t)n : 0) == sizeof many * 8 + 4);
+        run_until(j.f,
+                  (have += (n = peer_poll(j.pb, got, sizeof got)) > 0 ? (size_t)n : 0) == sizeof many * 8 + 4);
         assert_int_equal(stats_of(j.a.stream).bytes_piped, 4);
         assert_memory_equal(got + n - 4, "late", 4);
         joint_close(&j);
@@ -390,9 +391,9 @@ static void a_pipe_made_in_on_data_begins_with_the_next_slice(void **state) {
 static void a_pipe_unmade_and_made_in_on_drain_loses_nothing(void **state) {
     static joint j;
     static uint8_t many[HIGH + 1], got[HIGH + 1];
-    joint_open(&j, *state, false, &(weir_stream_options){ .size = sizeof(weir_stream_options),
-                                                          .queue_high_bytes = HIGH,
-                                                          .queue_low_bytes = LOW });
+    joint_open(&j, *state, false,
+               &(weir_stream_options){
+                   .size = sizeof(weir_stream_options), .queue_high_bytes = HIGH, .queue_low_bytes = LOW });
     of_the_hook = &j;
     hook_event = 'r';
     j.b.hook = pipe_in_the_hook;

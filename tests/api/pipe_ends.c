@@ -29,7 +29,8 @@ static void the_end_is_passed_on_after_the_last_byte_and_that_was_it(void **stat
         assert_int_equal(weir_stream_unpipe(a.stream), -EINVAL); /* it is over with the end */
         assert_int_equal(weir_stream_write(b.stream, "?", 1), -EPIPE);
         test_ok(weir_stream_shutdown(b.stream)); /* it was, and nothing is piped into it */
-        assert_int_equal(weir_stream_write(a.stream, "!", 1), WEIR_WRITE_OK); /* the other half is nobody's business */
+        assert_int_equal(weir_stream_write(a.stream, "!", 1),
+                         WEIR_WRITE_OK); /* the other half is nobody's business */
         run_turns(f, 5);
         witness *first = closes_to ? &b : &a, *second = closes_to ? &a : &b;
         test_ok(weir_stream_abort(first->stream));

@@ -61,7 +61,9 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     c.closed++;
 }
 
-static const weir_stream_callbacks callbacks = { .size = sizeof callbacks, .on_data = on_data, .on_close = on_close };
+static const weir_stream_callbacks callbacks = { .size = sizeof callbacks,
+                                                 .on_data = on_data,
+                                                 .on_close = on_close };
 
 static void on_pressure(weir_loop *loop, weir_pool *pool, int level, void *userdata) {
     assert_ptr_equal(loop, c.f.loop);

@@ -216,7 +216,8 @@ static void whatever_happens_the_sum_is_true_and_within_the_budget(void **state)
     (void)state;
     for (uint64_t seed = 1; seed <= 200; seed++) {
         uint64_t random = seed;
-        unsigned budget = 4 + (unsigned)(test_random(&random) % 28), reserve = (unsigned)(test_random(&random) % 4);
+        unsigned budget = 4 + (unsigned)(test_random(&random) % 28),
+                 reserve = (unsigned)(test_random(&random) % 4);
         static weir_slice slices[HELD];
         static weir__heap_block *privates[HELD];
         unsigned slice_count = 0, private_count = 0;
