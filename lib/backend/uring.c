@@ -31,7 +31,7 @@ static int enter(weir__uring *u, unsigned wait, int64_t timeout_ns) {
  * some. Return: there are buffers, and more streams that wait for them. */
 static bool unpark(weir__uring *u) {
     uint32_t count = weir__pool_available(u->group.pool);
-    bool has_room = weir__pool_has_private(u->group.pool, WEIR__PRIVATE_BYTES);
+    bool has_room = weir__uring_has_private(u);
     weir__link *link = u->group.parked.next;
     while (link != &u->group.parked) {
         weir__op *op = WEIR__CONTAINER(link, weir__op, link);
@@ -50,8 +50,7 @@ static bool unpark(weir__uring *u) {
 
 /* Streams wait, no buffer is there, and the reserve could help them. */
 static bool may_serve(const weir__uring *u) {
-    return u->group.parked_count > 0 && weir__pool_available(u->group.pool) == 0 && !u->has_no_blocks &&
-           weir__pool_has_private(u->group.pool, WEIR__PRIVATE_BYTES);
+    return u->group.parked_count > 0 && weir__pool_available(u->group.pool) == 0 && weir__uring_has_private(u);
 }
 
 static int wait_for(weir__backend *backend, int64_t timeout_ns) {
@@ -122,9 +121,7 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     /* The reserve is for when nothing else moves: a send that completes may bring a buffer back. */
     if (WEIR__UNLIKELY(may_serve(u)) && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
         u->dry_turns = 0;
-        unsigned served = weir__uring_serve_parked(u);
-        u->has_no_blocks = served == 0; /* no memory: asking at once again would be a busy loop */
-        count += served;
+        count += weir__uring_serve_parked(u);
         if (weir__fork_is_child(generation))
             return count;
     }
@@ -144,7 +141,7 @@ static bool is_quiet(const weir__backend *backend) {
 
 static void tick(weir__backend *backend) {
     weir__uring *u = weir__uring_of(backend);
-    u->has_no_blocks = false;
+    u->has_no_memory = false;
     weir__uring_look_again(u);
     weir__pool_trim(u->group.pool);
 }

@@ -77,7 +77,7 @@ typedef struct weir__uring {
     bool is_closing;
     bool has_more;      /* the last dispatch stopped at its limit */
     bool has_no_limits; /* the kernel's receives cannot be limited */
-    bool has_no_blocks; /* since the last tick a private one was asked for in vain */
+    bool has_no_memory; /* for a private block; tried again at the next tick */
     bool is_overflown;  /* seen, and counted, since the queue was last found in order */
     bool is_mistrusted; /* the group is to be condemned before the next entry is made */
 } weir__uring;
@@ -130,6 +130,8 @@ enum {
 /* There is no buffer, and nothing happens that would bring one: receive for those who are parked, a private block each.
  * Return: for how many. */
 unsigned weir__uring_serve_parked(weir__uring *u);
+/* Is there room for one? */
+bool weir__uring_has_private(const weir__uring *u);
 /* Receive now, for an operation that has nothing in the kernel; without a block it is parked. */
 void weir__uring_receive_private(weir__uring *u, weir__op *op);
 

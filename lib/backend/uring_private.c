@@ -19,6 +19,20 @@
 
 enum { MOST_SERVED = 64 }; /* in one dispatch; a system call each */
 
+bool weir__uring_has_private(const weir__uring *u) {
+    return !u->has_no_memory && weir__pool_has_private(u->group.pool, WEIR__PRIVATE_BYTES);
+}
+
+/* NULL: the budget is spent, whose release wakes us; or there is no memory, of which nobody tells, so that asking again at
+ * once would be all that the loop did. */
+static weir__heap_block *block_new(weir__uring *u) {
+    weir__heap_block *block = NULL;
+    if (!weir__uring_has_private(u))
+        return NULL;
+    u->has_no_memory = weir__private_block_new(u->group.pool, &block) == -ENOMEM;
+    return block;
+}
+
 /* The block is the callback's to look at and, if it wants, to refer to. */
 static void tell(weir__uring *u, weir__op *op, weir__heap_block *block, int bytes) {
     const weir_slice slice = { weir__heap_block_data(block), (size_t)bytes, &block->block };
@@ -50,8 +64,8 @@ static void receive_into(weir__uring *u, weir__op *op, weir__heap_block *block) 
 }
 
 void weir__uring_receive_private(weir__uring *u, weir__op *op) {
-    weir__heap_block *block = NULL;
-    if (weir__private_block_new(u->group.pool, &block) < 0)
+    weir__heap_block *block = block_new(u);
+    if (block == NULL)
         weir__uring_park(u, op);
     else
         receive_into(u, op, block);
@@ -62,7 +76,7 @@ unsigned weir__uring_serve_parked(weir__uring *u) {
     weir__heap_block *block = NULL;
     unsigned count = 0;
     while (count < MOST_SERVED && u->group.parked_count > 0 && !weir__fork_is_child(generation) &&
-           weir__private_block_new(u->group.pool, &block) >= 0) {
+           (block = block_new(u)) != NULL) {
         weir__op *op = WEIR__CONTAINER(u->group.parked.next, weir__op, link);
         weir__uring_group_unpark(&u->group, op);
         receive_into(u, op, block);

@@ -184,6 +184,29 @@ static void one_dispatch_serves_a_bounded_number(void **state) {
     close_parked(90);
 }
 
+/* The budget has room and the system has no memory: nothing tells when it has, and the loop span until then. */
+static void reserve_without_memory_is_tried_again_at_the_tick(void **state) {
+    (void)state;
+    open_parked(2, 4, 1, 0);
+    script_set_receive("abc", 3);
+    atomic_store(&r.memory.fail_every, 1);
+    rig_turn();
+    uint64_t failed = atomic_load(&r.memory.failed);
+    assert_true(failed > 0);
+    for (int i = 0; i < 5; i++) {
+        r.backend->verbs->wait(r.backend, 1000);
+        assert_int_equal(script_last_enter().timeout_ns, 1000);
+        rig_dispatch();
+    }
+    assert_int_equal(atomic_load(&r.memory.failed), failed);
+    assert_int_equal(script_receives(), 0);
+    atomic_store(&r.memory.fail_every, 0);
+    r.backend->verbs->tick(r.backend);
+    rig_turn();
+    told_bytes(&o[1], "abc");
+    close_parked(1);
+}
+
 static void buffer_that_comes_back_goes_before_the_reserve(void **state) {
     (void)state;
     open_parked(2, 4, 1, 0);
@@ -207,6 +230,7 @@ int main(void) {
         rig_test(reserve_serves_no_more_than_it_has_room_for),
         rig_test(served_receive_counts_its_limit),
         rig_test(one_dispatch_serves_a_bounded_number),
+        rig_test(reserve_without_memory_is_tried_again_at_the_tick),
         rig_test(buffer_that_comes_back_goes_before_the_reserve),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
