@@ -33,7 +33,8 @@ typedef struct weir__uring_group {
     weir__buffer_ring *ring;
     weir__link parked; /* weir__op.link, in the order in which they found no buffer */
     uint32_t parked_count;
-    uint8_t id; /* the kernel's number of it, from 1; a condemned group's successor has another */
+    uint32_t parked_for_blocks; /* of them, those that no buffer helps */
+    uint8_t id;                 /* the kernel's number of it, from 1; a condemned group's successor has another */
 } weir__uring_group;
 
 /* Open a ring with the best flags that this kernel takes. */

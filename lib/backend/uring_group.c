@@ -57,12 +57,20 @@ int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const 
     return open_ring(group, ring, allocator);
 }
 
+static void count_parked(weir__uring_group *group, const weir__op *op, uint32_t change) {
+    group->parked_count += change;
+    if ((op->size & WEIR__RECEIVE_BY_POLL) != 0)
+        group->parked_for_blocks += change;
+    weir__pool_set_parked_for_blocks(group->pool, group->parked_for_blocks);
+    weir__pool_set_parked(group->pool, group->parked_count);
+}
+
 void weir__uring_group_park(weir__uring_group *group, weir__op *op) {
     weir__list_append(&group->parked, &op->link);
-    weir__pool_set_parked(group->pool, ++group->parked_count);
+    count_parked(group, op, 1);
 }
 
 void weir__uring_group_unpark(weir__uring_group *group, weir__op *op) {
     weir__list_remove(&op->link);
-    weir__pool_set_parked(group->pool, --group->parked_count);
+    count_parked(group, op, UINT32_MAX);
 }

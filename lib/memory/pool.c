@@ -47,7 +47,8 @@ struct weir_pool {
     uint32_t window_min;
     uint32_t idle_low; /* the fewest idle since the last trim */
     bool starved_since_trim, starved_this_dispatch;
-    _Atomic(uint32_t) window; /* buffers that are to be posted */
+    uint32_t parked_for_blocks; /* of those that are parked */
+    _Atomic(uint32_t) window;   /* buffers that are to be posted */
     _Atomic(uint32_t) counts[STATES];
     _Atomic(uint64_t) starved, recycled;
 
@@ -435,6 +436,10 @@ void weir__pool_set_parked(weir_pool *pool, uint32_t streams) {
     atomic_store(&pool->parked, streams);
 }
 
+void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams) {
+    pool->parked_for_blocks = streams;
+}
+
 void weir__pool_trim(weir_pool *pool) {
     uint32_t window = atomic_load_explicit(&pool->window, memory_order_relaxed);
     if (!pool->starved_since_trim && window > pool->window_min)
@@ -458,7 +463,8 @@ uint32_t weir__pool_look_at_pressure(weir_pool *pool) {
     bool is_dry =
         weir__pool_available(pool) + count(pool, IDLE) == 0 && !may_grow && !weir__pool_has_returned(pool);
     bool is_parked = atomic_load_explicit(&pool->parked, memory_order_relaxed) > 0;
-    if (is_dry && is_parked && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES))
+    bool is_waiting = (is_dry && is_parked) || pool->parked_for_blocks > 0;
+    if (is_waiting && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES))
         level = WEIR_PRESSURE_STUCK;
     else if (is_dry && (is_parked || before >= WEIR_PRESSURE_PARKED))
         level = WEIR_PRESSURE_PARKED;

@@ -84,6 +84,8 @@ void weir__pool_collect(weir_pool *pool);
 void weir__pool_starve(weir_pool *pool);
 /* Streams that wait for a buffer; while there are any, memory that comes back on another thread wakes the loop. */
 void weir__pool_set_parked(weir_pool *pool, uint32_t streams);
+/* Of these, those that no buffer helps, for they receive into private blocks alone. */
+void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams);
 /* Give up buffers that lie idle: somebody else needs the memory. */
 void weir__pool_free_idle(weir_pool *pool);
 /* How scarce is memory? enum weir_pressure_level, as of the end of a turn. */

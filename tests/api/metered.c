@@ -317,6 +317,56 @@ static void a_close_does_not_wait_for_credit(void **state) {
     }
 }
 
+/* ---- without memory ------------------------------------------------------------------------------------- */
+
+static weir_slice kept[100];
+static unsigned kept_count;
+static int level;
+
+static void keep(witness *w, char event, const weir_slice *slice) {
+    (void)w;
+    if (event == 'd')
+        weir_slice_ref(slice, &kept[kept_count++]);
+}
+
+static void on_pressure(weir_loop *loop, weir_pool *pool, int now, void *userdata) {
+    (void)loop, (void)pool, (void)userdata;
+    level = now;
+}
+
+/* Without limits it is blocks that it waits for. Buffers lay there, which are no help, and so it was not said that nothing
+ * went on any more. */
+static void a_stream_that_waits_for_a_block_is_stuck_whatever_buffers_there_are(void **state) {
+    (void)state;
+    const weir__tuning tuning = { .no_receive_limits = true };
+    const weir_pool_options pool = { .size = sizeof pool,
+                                     .budget_bytes = 64 * 4096,
+                                     .reserve_bytes = 8 * 4096,
+                                     .buffer_bytes = 4096,
+                                     .window_bytes = 4096 };
+    static uint8_t many[400000];
+    test_fixture f;
+    static witness w;
+    level = kept_count = 0;
+    test_open(&f, &tuning, &pool);
+    test_ok(weir_loop_set_pressure(f.loop, on_pressure, NULL));
+    int peer = witness_pair(&f, &w, true, &metered);
+    f.fds++;
+    w.hook = keep;
+    test_ok(weir_stream_grant(w.stream, sizeof many));
+    peer_send(peer, many, sizeof many);
+    run_until(&f, level == WEIR_PRESSURE_STUCK);
+    assert_true(test_pool_stats(&f).buffers_posted > 0);
+    assert_true(w.size < sizeof many);
+    w.hook = NULL;
+    while (kept_count > 0)
+        weir_slice_unref(&kept[--kept_count]);
+    run_until(&f, w.size == sizeof many);
+    run_until(&f, level == WEIR_PRESSURE_NONE);
+    test_close(&f);
+    close(peer);
+}
+
 /* ---- with a pipe ---------------------------------------------------------------------------------------- */
 
 static void a_pipe_passes_on_what_was_granted(void **state) {
@@ -362,6 +412,7 @@ int main(void) {
         cmocka_unit_test(the_end_is_told_only_with_credit_left),
         cmocka_unit_test(a_reset_is_noticed_without_credit),
         cmocka_unit_test(a_close_does_not_wait_for_credit),
+        cmocka_unit_test(a_stream_that_waits_for_a_block_is_stuck_whatever_buffers_there_are),
         cmocka_unit_test(a_pipe_passes_on_what_was_granted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
