@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include <stdio.h>
+
 #include "api/witness.h"
 
 /* Bytes through a pipe: each of them, in order, uncopied, and no faster than the other side takes them. */
@@ -277,7 +279,9 @@ static void dial_late(joint *j, const weir_listener *listener) {
 /* The first one's bytes wait, and nobody told it when the other end was open: only a word from there did. */
 static void bytes_flow_as_soon_as_the_other_end_is_open(void **state) {
     test_fixture *f = *state;
-    static const char *const addresses[] = { "127.0.0.1:0", "unix:@weir-test-pipe" };
+    char abstract[64];
+    const char *const addresses[] = { "127.0.0.1:0", abstract };
+    snprintf(abstract, sizeof abstract, "unix:@weir-test-pipe-%d", (int)getpid());
     for (int i = 0; i < 2; i++)
         for (int is_pair = 0; is_pair < 2; is_pair++) {
             static joint j;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <stdio.h>
 #include <sys/un.h>
 
 #include "api/witness.h"
@@ -139,11 +140,12 @@ typedef struct crowd {
     unsigned count;
 } crowd;
 
-static const char crowded[] = "unix:@weir-test-crowd";
+static char crowded[64];
 
 static void crowd_open(crowd *c) {
     struct sockaddr_un un = { .sun_family = AF_UNIX };
-    size_t length = sizeof crowded - 1 - 5;
+    snprintf(crowded, sizeof crowded, "unix:@weir-test-crowd-%d", (int)getpid());
+    size_t length = strlen(crowded) - 5;
     memcpy(un.sun_path, crowded + 5, length);
     un.sun_path[0] = '\0';
     socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
