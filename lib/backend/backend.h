@@ -95,8 +95,8 @@ typedef struct weir__backend_stats {
 typedef struct weir__backend_verbs {
     /* The calling thread is the loop's from now on. 0; -errno. */
     int (*enable)(weir__backend *backend);
-    /* Receive until the peer ends, or @limit_bytes have come; 0: no limit. */
-    void (*receive)(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes);
+    /* Receive until the peer ends, or @limit_bytes have come; 0: no limit. @is_wish: it may be ignored where it costs. */
+    void (*receive)(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
     /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances. */
     void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
     /* Accept connections until cancelled, or exactly one. */

@@ -88,7 +88,7 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
 }
 
 /* The verbs of backend.h that uring_op.c has. */
-void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes);
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
 bool weir__uring_is_starved(const weir__op *op);
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
@@ -123,7 +123,8 @@ enum {
     WEIR__RECEIVE_BY_POLL = 16,     /* when it is readable, and into a private block */
     WEIR__RECEIVE_RETAKEN = 32,     /* is being cancelled to be started again */
     WEIR__RECEIVE_CAPPED = 64,      /* its completions are, at least */
-    WEIR__RECEIVE_SAW_END = 128     /* by a call of our own, which may have been ahead of the queue */
+    WEIR__RECEIVE_WISHED = 128,     /* the limit is one that may be ignored */
+    WEIR__RECEIVE_SAW_END = 256     /* by a call of our own, which may have been ahead of the queue */
 };
 
 /* ---- uring_private.c -------------------------------------------------------------------------------- */

@@ -110,7 +110,7 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
-        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL | WEIR__RECEIVE_SAW_END;
+        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_WISHED | WEIR__RECEIVE_BY_POLL | WEIR__RECEIVE_SAW_END;
         if ((op->size & WEIR__RECEIVE_BY_POLL) != 0) {
             sqe->opcode = IORING_OP_POLL_ADD;
             sqe->poll32_events = POLLIN | POLLRDHUP;
@@ -220,11 +220,16 @@ void weir__uring_submit_waiting(weir__uring *u) {
 
 /* ---- the verbs that start --------------------------------------------------------------------------- */
 
-void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes) {
+/* A receive is to have a limit, and the kernel has none. */
+static uint32_t without_limits(uint32_t how) {
+    return (how & WEIR__RECEIVE_WISHED) != 0 ? 0 : how | WEIR__RECEIVE_BY_POLL;
+}
+
+void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish) {
     weir__uring *u = weir__uring_of(backend);
-    uint32_t how = limit_bytes == 0   ? 0
-                   : u->has_no_limits ? WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_BY_POLL
-                                      : WEIR__RECEIVE_LIMITED;
+    uint32_t how = limit_bytes > 0 ? WEIR__RECEIVE_LIMITED | (is_wish ? WEIR__RECEIVE_WISHED : 0) : 0;
+    if (how != 0 && u->has_no_limits)
+        how = without_limits(how);
     weir__uring_start(u, op, WEIR__OP_RECEIVE, fd, NULL, how);
     op->limit = limit_bytes;
 }
@@ -400,7 +405,7 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     if (is_over) {
         if (is_refused && op->cancel == CANCEL_NONE) { /* before 6.17 */
             u->has_no_limits = true;
-            op->size |= is_limited ? WEIR__RECEIVE_BY_POLL : 0;
+            op->size = is_limited ? without_limits(op->size) : op->size;
             weir__uring_rearm(u, op);
             return;
         }

@@ -60,7 +60,8 @@ static void receive_into(weir__uring *u, weir__op *op, weir__heap_block *block) 
         weir__uring_rearm(u, op);
     else
         weir__uring_deliver_final(u, op, r);
-    weir__block_unref_shared(&block->block);
+    if (!weir__fork_is_child(weir__pool_generation(u->group.pool)))
+        weir__block_unref_shared(&block->block);
 }
 
 void weir__uring_receive_private(weir__uring *u, weir__op *op) {

@@ -155,13 +155,18 @@ static unsigned fire_timers(weir_loop *loop) {
     return count;
 }
 
+/* Who hears of it may let something go: then the level is another at once, and is told, so that what is the same again in
+ * the next turn is not taken for what was told already. */
 static void tell_pressure(weir_loop *loop) {
-    uint32_t level = weir__pool_look_at_pressure(loop->pool);
-    if (WEIR__LIKELY(level == loop->pressure_told))
-        return;
-    loop->pressure_told = level;
-    if (loop->on_pressure != NULL && loop->phase == WEIR__PHASE_RUNNING)
-        loop->on_pressure(loop, loop->pool, (int)level, loop->pressure_userdata);
+    uint32_t level;
+    while ((level = weir__pool_look_at_pressure(loop->pool)) != loop->pressure_told) {
+        bool has_risen = level > loop->pressure_told;
+        loop->pressure_told = level;
+        if (loop->on_pressure != NULL && loop->phase == WEIR__PHASE_RUNNING)
+            loop->on_pressure(loop, loop->pool, (int)level, loop->pressure_userdata);
+        if (!has_risen || weir__loop_is_lost(loop))
+            return;
+    }
 }
 
 /* One turn. Return: how much happened; -errno; -ECHILD: a callback forked, and this is the child. */
@@ -279,6 +284,7 @@ WEIR_API int weir_loop_set_pressure(weir_loop *loop, weir_pressure_fn function, 
     if (r < 0)
         return r;
     loop->on_pressure = function;
+    loop->pressure_told = WEIR_PRESSURE_NONE; /* it has not heard of anything yet */
     loop->pressure_userdata = userdata;
     return 0;
 }

@@ -34,6 +34,13 @@ bool weir__pipe_is_open(const weir_stream *from) {
            to->output_error == 0;
 }
 
+uint64_t weir__pipe_room(const weir_stream *from) {
+    enum { LEAST_BYTES = 64 << 10 }; /* less at a time costs more than it saves */
+    const weir_stream *to = from->pipe_to;
+    uint64_t high = to->settings.queue_high_bytes, queued = to->queue.bytes;
+    return weir__max_u64(high > queued ? high - queued : 0, LEAST_BYTES);
+}
+
 void weir__pipe_forward(weir_stream *from, const weir_slice *slice) {
     weir_stream *to = from->pipe_to;
     int r = weir__sendq_add(&to->queue, &to->loop->ranges, to->loop->pool, slice);
@@ -62,16 +69,18 @@ bool weir__pipe_end(weir_stream *from) {
     from->is_end_passed = true;
     to->wants_shutdown = true;
     weir__stream_mark(to);
-    if (to->pipe_to !=
-        from) { /* one way, and that is over: what becomes of them does not concern the other any more */
-        take_apart(from);
-        return false;
-    }
-    if (!to->is_end_passed)
-        return false;
+    if (to->pipe_to == from)
+        return to->is_end_passed;
+    take_apart(from); /* one way, and that is over: what becomes of either does not concern the other any more */
+    return false;
+}
+
+void weir__pipe_close_pair(weir_stream *from) {
+    weir_stream *to = from->pipe_to;
+    if (to == NULL || to->pipe_to != from)
+        return; /* on_end has thought otherwise */
     (void)weir_stream_close(from);
     (void)weir_stream_close(to);
-    return true;
 }
 
 /* @stream ended, and @other lived of it, or for it. One that ends already does so at its own pace. */

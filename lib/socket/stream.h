@@ -68,17 +68,16 @@ struct weir_stream {
     bool is_end_told : 1;
     bool is_full_told : 1; /* a write said WEIR_WRITE_FULL: a drain is owed */
     bool wants_shutdown : 1;
-    bool is_shut : 1;         /* our half is ended */
-    bool wants_close : 1;     /* weir_stream_close: graceful */
-    bool has_failed : 1;      /* to be ended without grace; reason and error say why */
-    bool is_reset : 1;        /* and what is under way is being taken back */
-    bool is_cut : 1;          /* and the connection is cut off, so that closing does not look like an end */
-    bool is_disowned : 1;     /* unstarted, and its owner will not start it: no on_close is owed */
-    bool is_corked : 1;       /* sends wait */
-    bool is_write_timed : 1;  /* the timeout looks at progress_at */
-    bool is_pipe_full : 1;    /* what comes by pipe rests until the queue has fallen to its low mark */
-    bool is_end_passed : 1;   /* its peer's end was passed on by the pipe */
-    bool is_input_capped : 1; /* the receive under way ends by itself when it has brought what was granted */
+    bool is_shut : 1;        /* our half is ended */
+    bool wants_close : 1;    /* weir_stream_close: graceful */
+    bool has_failed : 1;     /* to be ended without grace; reason and error say why */
+    bool is_reset : 1;       /* and what is under way is being taken back */
+    bool is_cut : 1;         /* and the connection is cut off, so that closing does not look like an end */
+    bool is_disowned : 1;    /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_corked : 1;      /* sends wait */
+    bool is_write_timed : 1; /* the timeout looks at progress_at */
+    bool is_pipe_full : 1;   /* what comes by pipe rests until the queue has fallen to its low mark */
+    bool is_end_passed : 1;  /* its peer's end was passed on by the pipe */
 
     uint64_t credit; /* bytes that may still be delivered; UINT64_MAX: any number */
     uint64_t bytes_in, bytes_out, bytes_copied, bytes_piped, slices, queue_peak_bytes;
@@ -144,8 +143,11 @@ int weir__stream_write_ranges(weir_stream *stream, const weir__range *ranges, ui
 bool weir__pipe_is_open(const weir_stream *from);
 /* Pass a slice on. */
 void weir__pipe_forward(weir_stream *from, const weir_slice *slice);
-/* Pass @from's end on. Return: both directions are over. */
+/* How much fits into the other end's queue, about. */
+uint64_t weir__pipe_room(const weir_stream *from);
+/* Pass @from's end on. Return: both directions of a pair are over, and to be closed. */
 bool weir__pipe_end(weir_stream *from);
+void weir__pipe_close_pair(weir_stream *from);
 /* The queue of @to is above its high mark, or has fallen to the low one. */
 void weir__pipe_filled(weir_stream *to);
 void weir__pipe_drained(weir_stream *to);

@@ -101,17 +101,27 @@ static void tell_end(weir_stream *stream) {
         return;
     stream->is_end_told = true;
     bool is_pair = stream->pipe_to != NULL && stream->pipe_to->pipe_to == stream;
-    if (stream->pipe_to != NULL && weir__pipe_end(stream))
-        return; /* and with it the other direction: both are closing */
+    bool is_over = stream->pipe_to != NULL && weir__pipe_end(stream);
     if (stream->callbacks->on_end != NULL)
         stream->callbacks->on_end(stream, stream->userdata);
     else if (!is_pair)
         (void)weir_stream_close(stream);
+    if (is_over && !weir__loop_is_lost(stream->loop))
+        weir__pipe_close_pair(stream);
 }
 
-/* How much may be received: what was granted, less what waits already. */
-static uint64_t room(const weir_stream *stream) {
-    return stream->wants_close || stream->credit == UINT64_MAX ? 0 : stream->credit;
+/*
+ * Receive as much as was granted; for a pipe, as much as fits into the other end's queue, or a receive would go on to bring
+ * a window full of buffers before anybody could stop it. Nobody minds that where the kernel has no limits.
+ */
+static void receive(weir_stream *stream) {
+    bool is_metered = stream->credit != UINT64_MAX;
+    uint64_t limit = is_metered ? stream->credit : 0;
+    if (stream->pipe_to != NULL)
+        limit = is_metered ? weir__min_u64(limit, weir__pipe_room(stream)) : weir__pipe_room(stream);
+    if (stream->wants_close)
+        limit = 0; /* it is thrown away */
+    stream->loop->backend->verbs->receive(stream->loop->backend, &stream->in, stream->fd, limit, !is_metered);
 }
 
 void weir__stream_settle_input(weir_stream *stream) {
@@ -134,7 +144,7 @@ void weir__stream_settle_input(weir_stream *stream) {
     if (!weir__op_is_idle(&stream->in))
         verbs->cancel(stream->loop->backend, &stream->in); /* its last completion brings us here again */
     else if (wish == WEIR__OP_RECEIVE)
-        verbs->receive(stream->loop->backend, &stream->in, stream->fd, room(stream));
+        receive(stream);
     else if (wish == WEIR__OP_WATCH)
         verbs->watch(stream->loop->backend, &stream->in, stream->fd);
 }

@@ -13,7 +13,7 @@ typedef struct request {
     int polled;       /* events told already (edge-triggered) */
     uint64_t signals; /* of an eventfd, seen */
     bool has_tried, has_worker;
-    bool is_unwanted; /* somebody asked for its cancellation: that it starves then does not count */
+    bool is_unwanted;   /* somebody asked for its cancellation: that it starves then does not count */
     uint32_t brought;   /* by a receive */
     unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
     int ended;          /* a result that is to come: -ECANCELED and the like; 0: none */

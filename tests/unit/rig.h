@@ -150,8 +150,8 @@ static inline void rig_make(const rig_options *options) {
         .owner = &r,
         .generation = weir__fork_generation(),
         .incremental = !options->is_classic,
-        .budget_bytes = (uint64_t)(options->budget > 0 ? options->budget : 16) * buffer +
-                        (uint64_t)options->reserve * BUFFER,
+        .budget_bytes =
+            (uint64_t)(options->budget > 0 ? options->budget : 16) * buffer + (uint64_t)options->reserve * BUFFER,
         .reserve_bytes = (uint64_t)options->reserve * BUFFER,
         .buffer_bytes = buffer,
         .window_bytes = (options->window > 0 ? options->window : 4) * buffer,
@@ -212,7 +212,7 @@ static inline void rig_cancel_and_close(owner *owners, unsigned count) {
 
 /* Start a receive and have it submitted. */
 static inline script_entry *rig_receive(owner *o, int fd) {
-    r.backend->verbs->receive(r.backend, &o->op, fd, 0);
+    r.backend->verbs->receive(r.backend, &o->op, fd, 0, false);
     rig_submit();
     return script_expect(IORING_OP_RECV, fd);
 }

@@ -49,7 +49,7 @@ static void cancelled_before_it_was_submitted_the_kernel_never_hears_of_it(void 
     (void)state;
     owner_init(o);
     rig_open_default();
-    r.backend->verbs->receive(r.backend, &o->op, 7, 0);
+    r.backend->verbs->receive(r.backend, &o->op, 7, 0, false);
     cancel(o);
     cancel(o);
     told_nothing_more(o); /* not inside the call */
@@ -298,7 +298,7 @@ static void cancel_inside_another_ones_final_is_harmless(void **state) {
     o[0].then = o[1].then = cancel_the_next;
     rig_open_default();
     for (int i = 0; i < 3; i++)
-        r.backend->verbs->receive(r.backend, &o[i].op, 10 + i, 0);
+        r.backend->verbs->receive(r.backend, &o[i].op, 10 + i, 0, false);
     cancel(&o[0]);
     cancel(&o[1]);
     rig_dispatch(); /* both are finished; the third is cancelled from inside */
@@ -343,7 +343,7 @@ static void hundreds_of_starts_are_all_submitted_in_order(void **state) {
     owners_init(o, 300);
     rig_open(&small);
     for (int i = 0; i < 300; i++)
-        r.backend->verbs->receive(r.backend, &o[i].op, 1000 + i, 0);
+        r.backend->verbs->receive(r.backend, &o[i].op, 1000 + i, 0, false);
     rig_submit();
     script_entry *entries[300];
     for (int i = 0; i < 300; i++)
@@ -367,7 +367,7 @@ static void starts_wait_for_an_entry_while_the_kernel_is_busy(void **state) {
     owners_init(o, 10);
     rig_open(&small);
     for (int i = 0; i < 10; i++)
-        r.backend->verbs->receive(r.backend, &o[i].op, 1000 + i, 0);
+        r.backend->verbs->receive(r.backend, &o[i].op, 1000 + i, 0, false);
     script_fail(SCRIPT_ENTER, -EBUSY, 1);
     rig_submit(); /* four lie in the queue, six wait */
     assert_int_equal(script_unseen(), 0);
@@ -446,7 +446,7 @@ static void random_cancellations_end_each_operation_once(void **state) {
             if (!weir__op_is_idle(&p->op))
                 break;
             p->started++;
-            r.backend->verbs->receive(r.backend, &p->op, 10, 0);
+            r.backend->verbs->receive(r.backend, &p->op, 10, 0, false);
             break;
         case 1:
             if (test_random(&random) % 3 == 0)

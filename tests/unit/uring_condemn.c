@@ -245,7 +245,7 @@ static void later_receives_work_on_the_classic_ring(void **state) {
     complete_with(entries[0], 10, 77, 0);
     rig_dispatch();
     told_final(&o[0], -EILSEQ);
-    r.backend->verbs->receive(r.backend, &o[2].op, 12, 0);
+    r.backend->verbs->receive(r.backend, &o[2].op, 12, 0, false);
     rig_submit();
     is_condemned();
     script_entry *entry = script_expect(IORING_OP_RECV, 12);
@@ -303,7 +303,7 @@ static void condemning_without_memory_is_tried_again(void **state) {
         rig_dispatch();
         assert_int_equal(script_groups_registered(), 0);
     }
-    r.backend->verbs->receive(r.backend, &o[2].op, 12, 0);
+    r.backend->verbs->receive(r.backend, &o[2].op, 12, 0, false);
     rig_submit();
     is_condemned();
     script_receive(script_expect(IORING_OP_RECV, 12), "hello", 5, true);

@@ -149,7 +149,7 @@ static void newcomer_polls_first_while_others_are_parked(void **state) {
     open_dry(2);
     park(3);
     drop_kept(1);
-    r.backend->verbs->receive(r.backend, &o[4].op, 104, 0);
+    r.backend->verbs->receive(r.backend, &o[4].op, 104, 0, false);
     rig_submit();
     const script_entry *entry = script_find(IORING_OP_RECV, 104);
     assert_non_null(entry);

@@ -234,7 +234,7 @@ static void failed_enter_loses_no_submission(void **state) {
     static const int errors[] = { -EINTR, -EBUSY, -EAGAIN, -ENOMEM };
     owner_init(o);
     rig_open_default();
-    r.backend->verbs->receive(r.backend, &o->op, 7, 0);
+    r.backend->verbs->receive(r.backend, &o->op, 7, 0, false);
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
         script_fail(SCRIPT_ENTER, errors[i], 1);
         (void)r.backend->verbs->wait(r.backend, 0);

@@ -33,7 +33,7 @@ static void start_asks_nothing_of_the_kernel(void **state) {
     owner_init(o);
     rig_open_default();
     unsigned enters = script_last_enter().count;
-    r.backend->verbs->receive(r.backend, &o->op, 7, 0);
+    r.backend->verbs->receive(r.backend, &o->op, 7, 0, false);
     assert_int_equal(script_last_enter().count, enters);
     assert_int_equal(script_unseen(), 0);
     assert_false(weir__op_is_idle(&o->op));
@@ -364,7 +364,7 @@ static void end_may_carry_the_last_word_on_a_buffer(void **state) {
 /* An owner may end, and free, what it is told about. */
 static void restart(owner *it, const told *last) {
     if (last->is_final && it->count == 2)
-        r.backend->verbs->receive(r.backend, &it->op, 9, 0);
+        r.backend->verbs->receive(r.backend, &it->op, 9, 0, false);
     if (last->is_final)
         it->finals = 0;
 }
