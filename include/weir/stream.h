@@ -334,8 +334,9 @@ WEIR_API int weir_stream_abort(weir_stream *stream);
 
 /*
  * What may be changed of a stream that exists; the value's meaning is that of the option of the same name, but here nothing
- * is a default: a timeout is of at least 1 ns, or WEIR_NEVER. What concerns TCP alone is kept of a Unix socket, and does
- * nothing.
+ * is a default: a timeout is of at least 1 ns, or WEIR_NEVER. 1 to 6 are TCP's: a Unix socket takes them too, does nothing,
+ * and reads as 0. Each call must leave low mark <= high mark <= limit: to lower all three begin with the low one. What is
+ * queued already stays, also above a new limit.
  */
 enum weir_stream_option {
     WEIR_OPTION_NODELAY = 1,              /* 0 or 1; 1 unless WEIR_STREAM_NAGLE */

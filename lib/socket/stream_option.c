@@ -59,6 +59,14 @@ static int64_t *timeout_of(weir__stream_settings *settings, int option) {
                                                     : &settings->linger_timeout_ns;
 }
 
+/* A number of bytes as a value; options may have said more than a value can. */
+static int64_t bytes_of(const weir__stream_settings *settings, int option) {
+    uint64_t bytes = option == WEIR_OPTION_QUEUE_LIMIT_BYTES  ? settings->queue_limit_bytes
+                     : option == WEIR_OPTION_QUEUE_HIGH_BYTES ? settings->queue_high_bytes
+                                                              : settings->queue_low_bytes;
+    return (int64_t)weir__min_u64(bytes, INT64_MAX);
+}
+
 static int check(const weir_stream *stream, int option) {
     int r = weir__stream_check(stream);
     if (r < 0)
@@ -91,10 +99,8 @@ WEIR_API int weir_stream_get_option(const weir_stream *stream, int option, int64
         return r;
     weir__stream_settings settings = stream->settings;
     if (option >= SOCKET_OPTIONS) {
-        *ret_value = option == WEIR_OPTION_QUEUE_LIMIT_BYTES  ? (int64_t)settings.queue_limit_bytes
-                     : option == WEIR_OPTION_QUEUE_HIGH_BYTES ? (int64_t)settings.queue_high_bytes
-                     : option == WEIR_OPTION_QUEUE_LOW_BYTES  ? (int64_t)settings.queue_low_bytes
-                                                              : *timeout_of(&settings, option);
+        bool is_bytes = option <= WEIR_OPTION_QUEUE_LOW_BYTES;
+        *ret_value = is_bytes ? bytes_of(&settings, option) : *timeout_of(&settings, option);
         return 0;
     }
     const socket_option *how = &socket_options[option];

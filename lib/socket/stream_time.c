@@ -71,6 +71,8 @@ void weir__stream_time_write(weir_stream *stream) {
 
 void weir__stream_time_open(weir_stream *stream) {
     stream->active_at = weir__loop_now(stream->loop);
+    if (stream->held_at != 0)
+        stream->held_at = stream->active_at; /* while it was not started: that is no time of its own */
     if (stream->queue.bytes > 0)
         weir__stream_time_write(stream);
     weir__stream_schedule(stream);
@@ -79,24 +81,21 @@ void weir__stream_time_open(weir_stream *stream) {
 void weir__stream_reschedule(weir_stream *stream) {
     bool is_open = stream->state == WEIR_STREAM_OPEN;
     stream->is_write_timed = is_open && stream->queue.bytes > 0 && stream->settings.write_timeout_ns >= 0;
-    if (stream->settings.idle_timeout_ns < 0)
-        stream->held_at = 0;
-    else
-        weir__stream_mark(stream); /* whether reading is held back is found out there */
     if (is_open)
         weir__stream_schedule(stream);
 }
 
 void weir__stream_hold_idle(weir_stream *stream, bool is_held) {
-    if (is_held == (stream->held_at != 0) || stream->settings.idle_timeout_ns < 0)
+    if (is_held == (stream->held_at != 0))
         return;
     int64_t now = weir__loop_now(stream->loop);
     if (!is_held) { /* what went out meanwhile began it anew */
         int64_t active_at = stream->active_at + (now - stream->held_at);
         stream->active_at = active_at < now ? active_at : now;
     }
-    stream->held_at = is_held ? now : 0;
-    weir__stream_schedule(stream);
+    stream->held_at = is_held ? now : 0; /* also without a timeout: it may be given one later */
+    if (stream->settings.idle_timeout_ns >= 0)
+        weir__stream_schedule(stream);
 }
 
 /* Connecting takes too long, the peer of a graceful close does nothing, or what came in before a failed send is still

@@ -41,6 +41,7 @@ CALLS = {
     "weir_stream_dial": "weir_stream_dial(loop, NULL, NULL, &stream)",
     "weir_stream_adopt": "weir_stream_adopt(loop, 0, NULL, &stream)",
     "weir_stream_detach": "weir_stream_detach(stream, &fd)",
+    "weir_stream_set_option": "weir_stream_set_option(stream, 1, 1)",
     "weir_stream_write": "weir_stream_write(stream, NULL, 0)",
     "weir_stream_write_slice": "weir_stream_write_slice(stream, slice)",
     "weir_stream_write_external": "weir_stream_write_external(stream, NULL, 0, NULL, NULL)",

@@ -195,6 +195,16 @@ static void null_where_a_stream_is_needed(void **state) {
     assert_null(weir_stream_get_userdata(NULL));
 }
 
+static void no_stream_no_place_and_no_such_option(void **state) {
+    world *w = *state;
+    mistake(weir_stream_set_option, weir_stream_set_option(NULL, WEIR_OPTION_NODELAY, 1), -EINVAL);
+    mistake(weir_stream_get_option, weir_stream_get_option(NULL, WEIR_OPTION_NODELAY, &w->out.value), -EINVAL);
+    mistake(weir_stream_get_option, weir_stream_get_option(w->stream, WEIR_OPTION_NODELAY, NULL), -EINVAL);
+    refused(weir_stream_set_option(w->stream, 0, 1), -ENOPROTOOPT);
+    refused(weir_stream_get_option(w->stream, INT_MIN, &w->out.value), -ENOPROTOOPT);
+    refused(weir_stream_set_option(w->stream, WEIR_OPTION_IDLE_TIMEOUT_NS, 0), -EINVAL);
+}
+
 static void null_where_a_chain_is_needed(void **state) {
     world *w = *state;
     const weir_slice none = { NULL, 3, NULL };
@@ -430,6 +440,7 @@ int main(void) {
         world_test(no_number_where_a_signal_needs_one),
         world_test(null_where_a_listener_is_needed),
         world_test(null_where_a_stream_is_needed),
+        world_test(no_stream_no_place_and_no_such_option),
         world_test(null_where_a_chain_is_needed),
         world_test(more_of_a_chain_than_there_is),
         world_test(slices_that_are_no_slices_are_not_written),

@@ -300,6 +300,17 @@ static void streams_and_listeners_of_a_closed_loop_are_closed(void **state) {
     assert_null(weir_listener_unref(w->listener));
 }
 
+static void streams_of_a_closed_loop_have_no_options(void **state) {
+    world *w = *state;
+    weir_stream *const streams[] = { w->stream, w->fresh };
+    for (int i = 0; i < 2; i++) {
+        refused(weir_stream_set_option(streams[i], WEIR_OPTION_NODELAY, 1), -EBADF);
+        refused(weir_stream_set_option(streams[i], WEIR_OPTION_IDLE_TIMEOUT_NS, 1), -EBADF);
+        refused(weir_stream_get_option(streams[i], WEIR_OPTION_NODELAY, &w->out.value), -EBADF);
+        refused(weir_stream_get_option(streams[i], WEIR_OPTION_IDLE_TIMEOUT_NS, &w->out.value), -EBADF);
+    }
+}
+
 static void slices_of_a_closed_loop_are_as_good_as_ever(void **state) {
     world *w = *state;
     weir_slice slice, other;
@@ -371,6 +382,7 @@ int main(void) {
         closed_test(a_closed_loop_makes_and_runs_nothing),
         closed_test(a_closed_loop_can_still_be_asked),
         closed_test(streams_and_listeners_of_a_closed_loop_are_closed),
+        closed_test(streams_of_a_closed_loop_have_no_options),
         closed_test(slices_of_a_closed_loop_are_as_good_as_ever),
         closed_test(the_chain_of_a_closed_loop_can_be_emptied),
         closed_test(a_loop_may_be_made_when_another_is_closed),

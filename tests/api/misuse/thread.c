@@ -81,6 +81,12 @@ static void a_strangers_stream_calls_are_refused(void **state) {
     mistake(weir_stream_get_stats, weir_stream_get_stats(w->stream, &w->out.stream_stats), -EPERM);
 }
 
+static void a_strangers_calls_for_options_are_refused(void **state) {
+    world *w = *state;
+    mistake(weir_stream_set_option, weir_stream_set_option(w->stream, WEIR_OPTION_NODELAY, 0), -EPERM);
+    mistake(weir_stream_get_option, weir_stream_get_option(w->stream, WEIR_OPTION_NODELAY, &w->out.value), -EPERM);
+}
+
 static void a_strangers_chain_calls_are_refused(void **state) {
     world *w = *state;
     mistake(weir_chain_new, weir_chain_new(w->loop, 1, &w->out.chain), -EPERM);
@@ -172,6 +178,7 @@ int main(void) {
         foreign_test(a_strangers_watch_and_signal_calls_are_refused),
         foreign_test(a_strangers_listener_calls_are_refused),
         foreign_test(a_strangers_stream_calls_are_refused),
+        foreign_test(a_strangers_calls_for_options_are_refused),
         foreign_test(a_strangers_chain_calls_are_refused),
         foreign_test(any_thread_may_use_references_slices_and_the_pool),
         foreign_test(any_thread_may_make_a_loop_and_use_it_until_it_runs),

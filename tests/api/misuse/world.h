@@ -25,6 +25,7 @@ typedef struct outputs {
     const weir_slice *shown;
     uint8_t *data;
     int fd;
+    int64_t value;
     char text[WEIR_ADDRESS_SIZE];
     weir_loop_info info;
     weir_loop_stats loop_stats;
