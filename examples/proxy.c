@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A TCP proxy: several upstreams in turn, the next one when one does not answer, both directions piped, so that a slow
- * reader on one side holds back a fast writer on the other and nothing is copied. SIGUSR1 tells what it has done,
- * SIGTERM lets the connections end (30 s) and then it ends, a second one ends at once.
+ * reader on one side holds back a fast writer on the other and nothing is copied. A client that no upstream can be found
+ * for is reset. SIGUSR1 tells what it has done (bytes: of connections that have ended), SIGTERM or SIGINT lets the
+ * connections end (30 s) and then it ends, a second one ends at once. With --proxy-header each upstream is told first who
+ * its client is (the PROXY protocol's version 2; of a client that came over a Unix socket there is nothing to tell).
  * Try it: build/examples/proxy 127.0.0.1:7004 127.0.0.1:80 127.0.0.1:81
  */
 #include <arpa/inet.h>
@@ -19,6 +21,7 @@ typedef struct proxy {
     const char *const *upstreams;
     unsigned upstream_count, next;
     int tells_address; /* by a PROXY protocol header, version 2 */
+    const char *wrong; /* the address that could not be used */
     weir_loop *loop;
     unsigned open; /* sessions */
     uint64_t sessions, failed, to_upstream, to_client, queue_peak;
@@ -28,6 +31,7 @@ typedef struct proxy {
 typedef struct session {
     proxy *of;
     weir_stream *client; /* ours until an upstream is there */
+    const char *address; /* of the upstream tried last */
     unsigned first, tries;
     unsigned running; /* streams that owe an on_close */
 } session;
@@ -125,11 +129,11 @@ static void upstream_closed(weir_stream *stream, int reason, int error, void *us
     count(s, stream, &s->of->to_client);
     s->running--;
     if (reason == WEIR_CLOSE_CONNECT) {
-        fprintf(stderr, "proxy: an upstream: %s\n", weir_error_text(error));
+        fprintf(stderr, "proxy: %s: %s\n", s->address, weir_error_text(error));
         dial(s);
         return;
     }
-    weir_stream_close(s->client); /* if it is ours still: it ended before an upstream was there */
+    weir_stream_abort(s->client); /* if it is ours still: it ended before an upstream was there */
     if (s->running == 0)
         end(s);
 }
@@ -143,15 +147,15 @@ static void dial(session *s) {
                                           .idle_timeout_ns = 600 * second };
     proxy *of = s->of;
     while (s->tries < of->upstream_count) {
-        const char *address = of->upstreams[(s->first + s->tries++) % of->upstream_count];
+        s->address = of->upstreams[(s->first + s->tries++) % of->upstream_count];
         weir_stream *upstream;
-        int r = weir_stream_dial(of->loop, address, &options, &upstream);
+        int r = weir_stream_dial(of->loop, s->address, &options, &upstream);
         if (r >= 0) {
             s->running++;
             weir_stream_start(upstream, &upstream_side, s);
             return;
         }
-        fprintf(stderr, "proxy: %s: %s\n", address, weir_error_text(r));
+        fprintf(stderr, "proxy: %s: %s\n", s->address, weir_error_text(r));
     }
     of->failed++;
     weir_stream_abort(s->client); /* a reset: nothing was read, and nobody will answer */
@@ -166,7 +170,8 @@ static void on_accept(weir_listener *listener, weir_stream *stream, void *userda
         weir_stream_abort(stream);
         return;
     }
-    *s = (session){ .of = of, .client = stream, .first = of->next++ };
+    *s = (session){ .of = of, .client = stream, .first = of->next };
+    of->next = (of->next + 1) % of->upstream_count;
     of->sessions++;
     of->open++;
     dial(s);
@@ -198,6 +203,20 @@ static void on_signal(weir_signal *signal, int number, void *userdata) {
         weir_loop_stop(of->loop);
 }
 
+/* Better to hear of a bad address now than when the first client comes. Nothing connects before the loop runs. */
+static int check_upstreams(proxy *of) {
+    for (unsigned i = 0; i < of->upstream_count; i++) {
+        weir_stream *stream;
+        int r = weir_stream_dial(of->loop, of->upstreams[i], NULL, &stream);
+        if (r < 0) {
+            of->wrong = of->upstreams[i];
+            return r;
+        }
+        weir_stream_abort(stream);
+    }
+    return 0;
+}
+
 static int serve(proxy *of, const char *address) {
     static const int numbers[] = { SIGUSR1, SIGTERM, SIGINT };
     enum { SIGNALS = sizeof numbers / sizeof *numbers };
@@ -206,7 +225,11 @@ static int serve(proxy *of, const char *address) {
     weir_signal *signals[SIGNALS] = { NULL };
     weir_listener *listener = NULL;
     char text[WEIR_ADDRESS_SIZE];
-    int r = weir_listener_open(of->loop, address, &options, &listener);
+    int r = check_upstreams(of);
+    if (r >= 0) {
+        r = weir_listener_open(of->loop, address, &options, &listener);
+        of->wrong = r < 0 ? address : NULL;
+    }
     for (int i = 0; r >= 0 && i < SIGNALS; i++) {
         r = weir_signal_new(of->loop, numbers[i], on_signal, of, &signals[i]);
         r = r < 0 ? r : weir_signal_start(signals[i]);
@@ -228,8 +251,9 @@ int main(int argc, char **argv) {
     char reason[WEIR_REASON_SIZE] = "";
     const weir_loop_options options = { .size = sizeof options, .reason = reason, .reason_size = sizeof reason };
     int first = argc > 1 && strcmp(argv[1], "--proxy-header") == 0 ? 2 : 1;
-    if (argc < first + 2) {
-        fprintf(stderr, "usage: proxy [--proxy-header] ADDRESS UPSTREAM...\n");
+    if (argc < first + 2 || argv[first][0] == '-') {
+        fprintf(stderr, "usage: proxy [--proxy-header] ADDRESS UPSTREAM...\n"
+                        "an address: 127.0.0.1:80, [::1]:80 or unix:/path; upstreams are taken in turn\n");
         return 2;
     }
     proxy of = { .upstreams = (const char *const *)argv + first + 1,
@@ -239,7 +263,8 @@ int main(int argc, char **argv) {
     if (r >= 0)
         r = serve(&of, argv[first]);
     if (r < 0)
-        fprintf(stderr, "proxy: %s%s%s\n", weir_error_text(r), *reason != '\0' ? ": " : "", reason);
+        fprintf(stderr, "proxy: %s%s%s%s%s\n", of.wrong != NULL ? of.wrong : "", of.wrong != NULL ? ": " : "",
+                weir_error_text(r), *reason != '\0' ? ": " : "", reason);
     weir_loop_close(of.loop);
     weir_loop_unref(of.loop);
     return r < 0;

@@ -434,20 +434,19 @@ def demo_server_waits_for_all_and_tells():
 CONNECTIONS = 12  # of a server that is wrong: enough to be told apart
 
 
-def demo(scratch, way=None):
-    """Runs demo.sh in a directory of its own, with a server that is wrong in some way."""
-    directory, temporary = scratch / f"{way}", scratch / f"{way}.tmp"
+def demo(scratch, way=None, proxy_way=None):
+    """Runs demo.sh in a directory of its own, with a server, or a proxy, that is wrong in some way."""
+    directory, temporary = scratch / "build", scratch / "tmp"
     temporary.mkdir()
-    size = ["2", "64"]
-    if way is None:
-        directory = build
-    else:
-        size = ["1", str(CONNECTIONS)]
-        (directory / "examples").mkdir(parents=True)
-        server = directory / "examples/demo_server"
-        bad = root / "tests/examples/bad_server.py"
-        server.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{bad}' {way} \"$@\"\n")
-        server.chmod(0o755)
+    size = ["1", str(CONNECTIONS)] if way or proxy_way else ["2", "64"]
+    (directory / "examples").mkdir(parents=True)
+    for name, stand_in, wrong in (("demo_server", "bad_server.py", way), ("proxy", "bad_proxy.py", proxy_way)):
+        command = f"'{build / 'examples' / name}'"
+        if wrong is not None:
+            command = f"'{sys.executable}' '{root / 'tests/examples' / stand_in}' {wrong}"
+        program = directory / "examples" / name
+        program.write_text(f"#!/bin/sh\nexec {command} \"$@\"\n")
+        program.chmod(0o755)
     return subprocess.Popen(
         ["sh", str(root / "examples/demo.sh"), str(directory), *size],
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -459,10 +458,11 @@ def demo(scratch, way=None):
     ), temporary
 
 
-def check_demo(way, status, said):
+def check_demo(way, status, said, proxy_way=None):
     with tempfile.TemporaryDirectory() as scratch:
-        process, temporary = demo(pathlib.Path(scratch), way)
+        process, temporary = demo(pathlib.Path(scratch), way, proxy_way)
         output, _ = process.communicate(timeout=2 * PATIENCE_S)  # also: nobody holds its output open afterwards
+        way = (way, proxy_way)
         check(process.returncode == status, f"{way}: ended with {process.returncode}: {output}")
         check(re.search(said, output), f"{way}: said {output}")
         check((status == 0) == bool(re.search(r"^demo: ok", output, re.M)), f"{way}: said {output}")
@@ -475,6 +475,24 @@ def demo_shows_weir():
 
 def demo_believes_an_honest_server():
     check_demo("honest", 0, r"\ndemo: ok backend=none bytes=1048576 copied=1048576\n\Z")
+
+
+def demo_shows_what_the_proxy_cost():
+    check_demo("honest", 0, r"\n  bytes        4194304 through the proxy, 0 copied\n  memory       \d+ KiB at most, of a budget")
+
+
+def demo_notices_a_proxy_that_is_wrong():
+    for way in ("flips", "cuts"):
+        check_demo("honest", 1, "FAILED: what came through the proxy is not what was sent", proxy_way=way)
+    for way, said in (
+        ("dies", "FAILED"),
+        ("mute", "FAILED: the proxy did not start"),
+        ("fails", "FAILED: the proxy ended with 1"),
+        ("miscounts", "FAILED: the proxy counted otherwise"),
+        ("copies", "FAILED: the proxy copied 7 bytes"),
+    ):
+        check_demo("honest", 1, said, proxy_way=way)
+    check_demo("honest", 0, "demo: ok", proxy_way="honest")
 
 
 def demo_notices_wrong_bytes():
@@ -550,6 +568,8 @@ case(chat_cuts_off_whom_does_not_listen)
 case(demo_server_waits_for_all_and_tells)
 case(demo_shows_weir, needs_socat=True)
 case(demo_believes_an_honest_server, needs_socat=True)
+case(demo_shows_what_the_proxy_cost, needs_socat=True)
+case(demo_notices_a_proxy_that_is_wrong, needs_socat=True)
 case(demo_notices_wrong_bytes, needs_socat=True)
 case(demo_notices_a_server_that_dies, needs_socat=True)
 case(demo_notices_a_server_that_is_not_well, needs_socat=True)
