@@ -92,6 +92,19 @@ static void gathered_send_may_be_short_anywhere(void) {
     drain(ends[1], ends[0]);
 }
 
+/* Each poll is one for the peer's end, too. */
+static void poll_for_room_tells_of_an_end_unasked(void) {
+    begin();
+    send_that_waits(ends[0], 3, large, LARGE);
+    poll_at(ends[0], 1, POLLOUT, true);
+    nothing_comes();
+    test_ok(weir__sys_shutdown(ends[1], SHUT_WR));
+    is(next_of(1), 1, POLLRDHUP, F_MORE);
+    poll_at(ends[0], 2, POLLOUT, false);
+    is(next_of(2), 2, POLLRDHUP, 0);
+    nothing_comes();
+}
+
 static void send_after_our_own_end_fails(void) {
     begin();
     test_ok(weir__sys_shutdown(ends[0], SHUT_WR));
@@ -570,6 +583,7 @@ const fact facts_of_sockets[] = {
     FACT(watch_tells_of_a_reset, TCP),
     FACT(watch_tells_that_the_peer_closed, ANY),
     FACT(watch_of_what_has_ended_tells_at_once, ANY),
+    FACT(poll_for_room_tells_of_an_end_unasked, ANY),
     FACT(watch_and_receive_do_not_disturb_each_other, ANY),
     FACT(error_of_a_socket_is_told_once, TCP),
     { 0 },

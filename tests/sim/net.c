@@ -333,6 +333,7 @@ int weir__sys_receive(int fd, void *data, size_t size) {
     sim_require(socket != NULL && socket->kind == SIM_STREAM, "a receive on descriptor %d, which is no stream",
                 fd);
     sim_require(size > 0, "a receive of nothing");
+    sim_ring_received(socket);
     size_t most = sim_readable(socket) < size ? sim_readable(socket) : size;
     if (most > 1 && sim_fault(SIM_SPLIT))
         most = 1 + (size_t)sim_random(most - 1);

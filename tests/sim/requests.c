@@ -106,7 +106,8 @@ static bool run_receive(weir__ring *ring, request *r) {
     weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
     bool is_multishot = (r->sqe.ioprio & IORING_RECV_MULTISHOT) != 0;
     bool is_empty = group == NULL || group->head == group->tail;
-    if (!is_multishot && r->sqe.optlen > 0) {
+    if (is_multishot ? sim.config.no_caps && (r->sqe.len > 0 || r->sqe.optlen > 0) : r->sqe.optlen > 0) {
+        sim_event(SIM_EVENT_NO_CAPS);
         sim_end_request(ring, r, -EINVAL, 0);
         return true;
     }
@@ -251,6 +252,11 @@ static bool run_connect(weir__ring *ring, request *r) {
     return true;
 }
 
+/* What is so now, of what was asked for and of what is always told: errors and hang-ups, and the peer's end. */
+static int polled_for(const request *r) {
+    return sim_poll(r->socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP | POLLRDHUP);
+}
+
 static bool run_poll(weir__ring *ring, request *r) {
     if (r->socket->kind == SIM_EVENTFD) {
         if (r->signals == r->socket->signals)
@@ -264,12 +270,16 @@ static bool run_poll(weir__ring *ring, request *r) {
             sim_post(ring, r->sqe.user_data, POLLIN, IORING_CQE_F_MORE);
         return ends;
     }
-    int events = sim_poll(r->socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP);
+    int events = polled_for(r);
     if ((events & ~r->polled) == 0)
         return false;
     r->polled = events;
-    if ((r->sqe.poll32_events & POLLOUT) != 0)
+    if ((events & (int)r->sqe.poll32_events) == 0 && (events & (POLLERR | POLLHUP)) == 0)
+        sim_event(SIM_EVENT_POLLED_UNASKED);
+    else if ((r->sqe.poll32_events & POLLOUT) != 0)
         sim_event(SIM_EVENT_SEND_WAITED);
+    else if ((r->sqe.poll32_events & POLLIN) != 0)
+        sim_event(SIM_EVENT_RECEIVE_POLLED);
     else
         sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
     bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !sim_has_room(ring) || sim_fault(SIM_WATCH_END);
@@ -331,9 +341,7 @@ bool sim_is_ready(const request *r) {
     case IORING_OP_CONNECT:
         return sim.now_ns >= r->not_before;
     case IORING_OP_POLL_ADD:
-        return socket->kind == SIM_EVENTFD
-                   ? r->signals != socket->signals
-                   : (sim_poll(socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP) & ~r->polled) != 0;
+        return socket->kind == SIM_EVENTFD ? r->signals != socket->signals : (polled_for(r) & ~r->polled) != 0;
     default:
         return false;
     }

@@ -19,7 +19,8 @@ static weir__ring *the_ring; /* the loop's; there is one */
 static struct {
     uint64_t user_data[1024];
     const sim_socket *socket[1024];
-    bool is_overtaken[1024]; /* a later one was armed again before it: wrong, if it ever is */
+    uint8_t overtaken
+        [1024]; /* a later one was helped before it, in one of two ways: wrong, if it ever is in that way */
     size_t count;
 } starved;
 
@@ -27,7 +28,7 @@ void sim_starve(const request *r) {
     if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted)
         return;
     sim_note("descriptor %d found no buffer", r->socket->fd);
-    starved.is_overtaken[starved.count] = false;
+    starved.overtaken[starved.count] = 0;
     starved.socket[starved.count] = r->socket;
     starved.user_data[starved.count++] = r->sqe.user_data;
 }
@@ -39,7 +40,7 @@ void sim_ring_forget(uint64_t user_data) {
             memmove(starved.user_data + i, starved.user_data + i + 1,
                     (starved.count - i) * sizeof *starved.user_data);
             memmove(starved.socket + i, starved.socket + i + 1, (starved.count - i) * sizeof *starved.socket);
-            memmove(starved.is_overtaken + i, starved.is_overtaken + i + 1, starved.count - i);
+            memmove(starved.overtaken + i, starved.overtaken + i + 1, starved.count - i);
             return;
         }
 }
@@ -50,16 +51,35 @@ void sim_ring_closed(const sim_socket *socket) {
             sim_ring_forget(starved.user_data[i]);
 }
 
+/* By a receive that is armed again, or by recv(2). One that is to be armed may wait for an entry in the queue meanwhile, so
+ * the order is that of each way. */
+enum { BY_RECEIVE = 1, BY_CALL = 2 };
+
+static void help(size_t i, uint8_t way) {
+    sim_require((starved.overtaken[i] & way) == 0, "a starved stream was served after one that starved later");
+    for (size_t earlier = 0; earlier < i; earlier++)
+        starved.overtaken[earlier] |= way;
+    sim_ring_forget(starved.user_data[i]);
+}
+
 static void armed_again(uint64_t user_data) {
     for (size_t i = 0; i < starved.count; i++)
         if (starved.user_data[i] == user_data) {
             sim_note("descriptor %d is armed again", starved.socket[i]->fd);
-            sim_require(!starved.is_overtaken[i], "a starved stream was armed again after one that starved later");
-            for (size_t earlier = 0; earlier < i; earlier++)
-                starved.is_overtaken[earlier] = true;
-            sim_ring_forget(user_data);
+            help(i, BY_RECEIVE);
             return;
         }
+}
+
+void sim_ring_received(const sim_socket *socket) {
+    for (size_t i = 0; i < starved.count; i++)
+        if (starved.socket[i] == socket) {
+            sim_note("descriptor %d is received from by a call", socket->fd);
+            sim_event(SIM_EVENT_RECEIVED_WHILE_STARVED);
+            help(i, BY_CALL);
+            return;
+        }
+    sim_event(SIM_EVENT_RECEIVED_BY_CALL);
 }
 
 /* ---- completing ------------------------------------------------------------------------------------- */
@@ -255,7 +275,8 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     socket->requests++;
     *ring->last = r;
     ring->last = &r->next;
-    if (sqe->opcode == IORING_OP_RECV && (sqe->ioprio & IORING_RECVSEND_POLL_FIRST) == 0) {
+    bool is_refused = sqe->optlen > 0 && sim.config.no_caps;
+    if (sqe->opcode == IORING_OP_RECV && ((sqe->ioprio & IORING_RECVSEND_POLL_FIRST) == 0 || is_refused)) {
         if (sim_run_request(ring, r))
             unlink_this(ring, r);
     } else if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_CONNECT ||

@@ -94,6 +94,11 @@ enum sim_fault {
     X(OVERFLOW, "a completion overflows")                                            \
     X(FLUSH, "overflown completions are flushed")                                    \
     X(CAPPED, "a receive ends, for it has brought as much as it was asked for")      \
+    X(NO_CAPS, "a kernel that cannot limit receives refuses one")                    \
+    X(RECEIVE_POLLED, "a poll told that there is something to receive")              \
+    X(RECEIVED_BY_CALL, "recv(2) received what was granted")                         \
+    X(RECEIVED_WHILE_STARVED, "recv(2) received for a stream that found no buffer")  \
+    X(POLLED_UNASKED, "a poll told of an end that it was not asked for")             \
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue") \
     X(SHORT, "a short send")                                                         \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                  \
@@ -165,6 +170,7 @@ typedef struct sim_config {
     uint32_t connections; /* at most at a time */
     uint64_t faults;      /* 1 << enum sim_fault: those that may happen */
     bool classic;
+    bool no_caps; /* a kernel before 6.17: receives cannot be limited */
     bool trace;
     sim_range skips[SIM_MOST_SKIPS];
     unsigned skip_count;
@@ -249,6 +255,8 @@ int sim_poll(const sim_socket *socket);
 void sim_ring_disconnected(sim_socket *socket);
 /* The application stopped wanting this receive: its place among the starved ones does not count. */
 void sim_ring_forget(uint64_t user_data);
+/* recv(2) was called: in the place of a receive that found no buffer, if it is one of a starved stream. */
+void sim_ring_received(const sim_socket *socket);
 /* A descriptor was closed. */
 void sim_ring_closed(const sim_socket *socket);
 /* Requests under way in all rings, the poll of an eventfd not counted. */
