@@ -5,31 +5,37 @@
 
 /* The application above the library: what it does to its streams, and what it is told. */
 
-const char *const role_names[ROLES] = { "echo", "source", "sink", "forward" };
+const char *const role_names[ROLES] = { "echo", "source", "sink", "pipe", "forward" };
 
 /* ---- acting ----------------------------------------------------------------------------------------- */
 
 static void abort_connection(connection *c) {
     sim_note("connection %llu: abort", (unsigned long long)c->number);
+    note_all_piped(c);
     c->was_aborted = c->is_closing = true;
     sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
     sim_require(weir_stream_abort(c->stream) == 0, "abort failed");
 }
 
 static void pause_connection(connection *c) {
+    note_all_piped(c);
     c->is_paused = true;
+    note_held_back(c);
     sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
     sim_require(weir_stream_pause(c->stream) == 0, "pause failed");
 }
 
 void resume_connection(connection *c) {
+    note_all_piped(c);
     c->is_paused = false;
+    note_held_back(c);
     sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in); /* it may have starved since the pause */
     sim_require(weir_stream_resume(c->stream) == 0, "resume failed");
 }
 
 void close_connection(connection *c) {
     sim_note("connection %llu: close", (unsigned long long)c->number);
+    note_all_piped(c);
     c->is_closing = true;
     c->closed_after_end = c->end_told;
     c->closed_in_calm = app.is_time_honest;
@@ -41,23 +47,32 @@ static bool tells_of_drains(const connection *c) {
     return c->is_held || c->callbacks == NULL || c->callbacks->on_drain != NULL;
 }
 
-/* What a write said. Return: it was taken. */
-static bool took(connection *to, int r, size_t size) {
+/* What a write of these bytes said. Return: it was taken. */
+static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, size_t size) {
     uint64_t queued = to->stream != NULL ? weir_stream_get_queued(to->stream) : 0;
     if (r >= 0) {
-        to->app_wrote += size;
+        note_piped(to);
+        has_to_send(to, seed, position, size);
         sim_require(!to->is_shut && !to->is_closing, "a write was taken after shutdown or close");
         sim_require(queued <= app.queue_limit, "the queue is longer than its limit");
         sim_require((r == WEIR_WRITE_FULL) == (queued > app.queue_high) || to->stream->queue.count > 512,
                     "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
         if (r == WEIR_WRITE_FULL)
             to->is_full = tells_of_drains(to);
+        to->is_cork_lifted = to->is_cork_lifted || r == WEIR_WRITE_FULL;
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
     if (r == -ENOBUFS && queued > 0)
         to->is_full = tells_of_drains(to); /* a drain is owed */
     return false;
+}
+
+/* Likewise, of the application's own bytes. */
+static bool took(connection *to, int r, size_t size) {
+    uint64_t position = to->own_wrote;
+    to->own_wrote += r >= 0 ? size : 0;
+    return took_these(to, r, to->out_seed, position, size);
 }
 
 /* Memory of the application's, and where it is noted; NULL: there is no place. */
@@ -107,17 +122,39 @@ static void write_wrapped(connection *c, const uint8_t *bytes, size_t size) {
     weir_slice_unref(&slice);
 }
 
+/* In a few slices, counted or not; all of them or none. */
+static void write_several(connection *c, const uint8_t *bytes, size_t size) {
+    enum { MOST = 6 };
+    weir_slice slices[MOST];
+    size_t count = 1 + (size_t)sim_random(MOST), at = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t part = i + 1 < count ? (size_t)sim_random(size - at + 1) : size - at;
+        slices[i] = (weir_slice){ bytes + at, part, NULL };
+        bool is_copied = part > 0 && sim_random(2) == 0;
+        if (is_copied && weir_slice_copy(weir_loop_get_pool(app.loop), bytes + at, part, &slices[i]) < 0)
+            slices[i] = (weir_slice){ bytes + at, part, NULL };
+        at += part;
+    }
+    uint64_t before = weir_stream_get_queued(c->stream);
+    int r = weir_stream_writev(c->stream, slices, count);
+    sim_require(weir_stream_get_queued(c->stream) == before + (r >= 0 ? size : 0), "writev queued a part");
+    (void)took(c, r, size);
+    for (size_t i = 0; i < count; i++)
+        weir_slice_unref(&slices[i]);
+}
+
 /* The application's own bytes, by one of its ways to write. */
 static void write_some(connection *c) {
     static uint8_t bytes[1 << 15];
-    if (c->role != SOURCE || c->is_closing || c->is_shut || c->is_full || (!c->is_started && !c->is_held) ||
-        c->closes > 0)
+    if ((c->role != SOURCE && c->role != PIPE) || c->is_closing || c->is_shut || c->is_full ||
+        (!c->is_started && !c->is_held) || c->closes > 0)
         return;
     size_t size = (size_t)1 + sim_random((uint64_t)1 << (1 + sim_random(15)));
     size = size < sizeof bytes ? size : sizeof bytes;
-    test_fill(c->out_seed, c->app_wrote, bytes, size);
+    note_piped(c);
+    test_fill(c->out_seed, c->own_wrote, bytes, size);
     weir_slice slice;
-    switch (sim_random(5)) {
+    switch (sim_random(6)) {
     case 0:
         (void)took(c, weir_stream_write(c->stream, bytes, size), size);
         break;
@@ -141,6 +178,9 @@ static void write_some(connection *c) {
     case 3:
         write_wrapped(c, bytes, size);
         break;
+    case 4:
+        write_several(c, bytes, size);
+        break;
     default:
         slice = (weir_slice){ bytes, size, NULL };
         (void)took(c, weir_stream_write_slice(c->stream, &slice), size);
@@ -148,9 +188,54 @@ static void write_some(connection *c) {
     memset(bytes, 0xEE, size);
 }
 
+static void cork_or_uncork(connection *c) {
+    note_piped(c);
+    c->is_corked = !c->is_corked && !sim.is_calm;
+    c->is_cork_lifted = false;
+    c->cork_position = c->app_wrote;
+    if (!c->is_corked)
+        c->uncorked_at = sim.now_ns;
+    sim_require((c->is_corked ? weir_stream_cork : weir_stream_uncork)(c->stream) == 0, "cork, uncork");
+}
+
+void uncork(connection *c) {
+    if (c->is_corked)
+        cork_or_uncork(c);
+}
+
+/* What was added to streams since. */
+static void do_more(connection *c) {
+    switch (sim_random(8)) {
+    case 0:
+    case 1:
+        if (c->role == PIPE && c->pipe_to == NULL)
+            pipe_some(c);
+        break;
+    case 2:
+        if (c->role == PIPE && sim_random(4) == 0)
+            unpipe_some(c);
+        break;
+    case 3:
+    case 4:
+        grant_some(c);
+        break;
+    case 5:
+        if (c->is_corked || sim_random(4) == 0)
+            cork_or_uncork(c);
+        break;
+    default:
+        flush_some(c);
+    }
+}
+
 static void do_anything(connection *c) {
-    if (c->is_held) { /* nothing but writing is possible, which waits */
-        write_some(c);
+    if (c->is_held) { /* nothing but writing is possible, which waits; granting, and joining to another */
+        if (sim_random(4) == 0)
+            grant_some(c);
+        else if (c->role == PIPE && sim_random(2) == 0)
+            pipe_some(c);
+        else
+            write_some(c);
         return;
     }
     if (c->stream != NULL && c->is_started && c->closes == 0 && (c->is_shut || c->is_closing) &&
@@ -191,10 +276,17 @@ static void do_anything(connection *c) {
         break;
     case 8:
         if (sim_random(4) == 0 && c->role != ECHO && c->role != FORWARD) {
+            note_all_piped(c);
             int r = weir_stream_shutdown(c->stream);
-            sim_require(r == 0 || r == -EPIPE, "shutdown said %s", weir_error_name(r));
-            c->is_shut = true;
+            bool is_piped_into = c->pipe_from != NULL;
+            sim_require(r == (is_piped_into ? -EBUSY : 0) || r == -EPIPE, "shutdown said %s", weir_error_name(r));
+            c->is_shut = c->is_shut || r != -EBUSY;
         }
+        break;
+    case 9:
+    case 10:
+    case 11:
+        do_more(c);
         break;
     default:
         break;
@@ -231,6 +323,7 @@ static void on_open(weir_stream *stream, void *userdata) {
     sim_require(c->is_dialled && !c->is_closing, "on_open of a stream that was not dialled, or is closing");
     sim_require(!c->open_told, "on_open twice");
     c->open_told = true;
+    c->opened_at = sim.now_ns;
     act(c);
     act_on_another();
 }
@@ -245,6 +338,10 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     sim_require(!c->is_dialled || c->open_told, "connection %llu: data before it is open",
                 (unsigned long long)c->number);
     sim_require(slice->size > 0, "an empty slice");
+    note_all_piped(c);
+    sim_require(c->pipe_to == NULL && !c->is_pipe_broken, "connection %llu: data although it is piped",
+                (unsigned long long)c->number);
+    spend(c, slice->size);
     int64_t at = test_differs(c->in_seed, c->app_read, slice->data, slice->size);
     sim_require(at < 0, "connection %llu (%s): byte %lld is not what the peer wrote",
                 (unsigned long long)c->number, role_names[c->role], (long long)at);
@@ -256,7 +353,7 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     if (to != NULL) {
         int r = to->stream != NULL && (to->is_started || to->is_held) ? weir_stream_write_slice(to->stream, slice)
                                                                       : -EPIPE;
-        if (!took(to, r, slice->size))
+        if (!took_these(to, r, c->in_seed, c->app_read - slice->size, slice->size))
             abort_connection(c); /* a gap is not allowed */
         else if (r == WEIR_WRITE_FULL && !c->is_closing)
             pause_connection(c);
@@ -269,6 +366,9 @@ static void on_end(weir_stream *stream, void *userdata) {
     connection *c = userdata;
     (void)stream;
     check_alive(c, "on_end");
+    note_all_piped(c);
+    sim_require(!c->is_metered || c->credit > 0, "connection %llu: an end, and nothing is granted",
+                (unsigned long long)c->number);
     sim_require(!c->end_told, "on_end twice");
     sim_require(!c->is_paused && !c->is_closing, "on_end while paused, or after close");
     sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
@@ -276,8 +376,13 @@ static void on_end(weir_stream *stream, void *userdata) {
     sim_require(c->app_read == c->peer_wrote, "connection %llu: the end came after %llu of %llu bytes",
                 (unsigned long long)c->number, (unsigned long long)c->app_read, (unsigned long long)c->peer_wrote);
     c->end_told = true;
-    if (c->role == FORWARD && c->partner->is_used && c->partner->stream != NULL && c->partner->closes == 0 &&
-        !c->partner->is_closing) {
+    note_held_back(c);
+    bool is_pair = c->pipe_to != NULL && c->pipe_to->pipe_to == c;
+    pass_end(c);
+    if (is_pair)
+        act_on_another();
+    else if (c->role == FORWARD && c->partner->is_used && c->partner->stream != NULL && c->partner->closes == 0 &&
+             !c->partner->is_closing) {
         (void)weir_stream_shutdown(c->partner->stream);
         c->partner->is_shut = true;
     } else if (sim_random(4) != 0) {
@@ -315,13 +420,16 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     connection *c = userdata;
     sim_require(c->is_used && c->is_started, "on_close of a stream that was not started");
     notice_end(c);
+    notice_pair(c);
     sim_require(c->closes++ == 0, "on_close twice");
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
+    check_flushes(c, error);
     sim_require(c->lent == 0, "on_close before external memory was released");
     sim_require(error != -ECANCELED, "a cancellation was told as an error");
     sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
     check_reason(c, reason, error);
+    end_pipes(c, reason, error);
     app.accepted_open -= c->is_counted;
     c->is_counted = false;
     c->reason = reason;
@@ -353,6 +461,8 @@ static const weir_stream_callbacks tables[TABLES] = {
 static const weir_stream_callbacks *choose_callbacks(const connection *c) {
     size_t table = sim_random(3) == 0 ? (size_t)sim_random(TABLES) : COMPLETE;
     bool needs_drain = c->role == ECHO || c->is_full;
+    if (c->role == PIPE && table != WITHOUT_DATA && table != WITHOUT_DRAIN)
+        table = COMPLETE;
     if (c->role == FORWARD || (table == WITHOUT_DRAIN && needs_drain) ||
         (table == WITHOUT_DATA && c->role == ECHO) || (table == WITHOUT_OPEN && c->is_dialled))
         table = COMPLETE;
@@ -366,6 +476,7 @@ void notice_silent_ends(void) {
             continue;
         weir_stream *stream = c->stream;
         notice_end(c);
+        notice_pair(c);
         if (c->callbacks->on_close == NULL && weir_stream_get_state(stream) == WEIR_STREAM_CLOSED)
             on_close(stream, stream->reason, stream->error, c);
     }
@@ -375,6 +486,7 @@ void start_connection(connection *c, weir_stream *stream) {
     use(c, true); /* also if its peer has gone meanwhile */
     c->stream = weir_stream_ref(stream);
     c->is_started = true;
+    c->opened_at = sim.now_ns;
     c->callbacks = choose_callbacks(c);
     sim_require(weir_stream_start(stream, c->callbacks, c) == 0, "start failed");
 }

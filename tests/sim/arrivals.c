@@ -12,7 +12,11 @@
 
 static weir_stream_options stream_options(void) {
     return (weir_stream_options){ .size = sizeof(weir_stream_options),
+                                  .flags = sim_random(5) == 0 ? WEIR_STREAM_METERED : 0,
                                   .connect_timeout_ns = 50000000,
+                                  .idle_timeout_ns = sim_random(6) == 0 ? 1 + (int64_t)sim_random(800000000) : 0,
+                                  .write_timeout_ns =
+                                      sim_random(4) == 0 ? 1 + (int64_t)sim_random(600000000) : WEIR_NEVER,
                                   .linger_timeout_ns = 1000000000,
                                   .queue_limit_bytes = app.queue_limit };
 }
@@ -34,11 +38,24 @@ static void start_held(connection *c) {
     act(c);
 }
 
-/* The application has got @stream. */
-static void arrived(connection *c, weir_stream *stream) {
-    use(c, true); /* also if its peer has gone meanwhile */
+static void has(connection *c, weir_stream *stream, const weir_stream_options *options) {
     c->stream = stream;
+    c->ours = sim_socket_of(weir_stream_get_fd(stream));
+    c->is_metered = (options->flags & WEIR_STREAM_METERED) != 0;
+    c->credit = c->granted = 0;
+    c->forgets_grants = sim_random(8) == 0;
+    c->idle_ns = options->idle_timeout_ns;
+    c->write_ns = options->write_timeout_ns > 0 ? options->write_timeout_ns : 0;
+    note_held_back(c);
+}
+
+/* The application has got @stream. */
+static void arrived(connection *c, weir_stream *stream, const weir_stream_options *options) {
+    use(c, true); /* also if its peer has gone meanwhile */
+    has(c, stream, options);
     c->is_held = true;
+    if (c->role == PIPE && sim_random(4) != 0)
+        pipe_some(c);
     c->start_in = 1 + (unsigned)sim_random(20);
     if (sim.is_calm || sim_random(4) != 0)
         start_held(c);
@@ -51,7 +68,8 @@ static void move(connection *c) {
     int fd = -1, r = weir_stream_detach(stream, &fd);
     if (r < 0) {
         sim_require(r != -EBUSY || !stream->is_connected || stream->queue.bytes > 0 ||
-                        !weir__op_is_idle(&stream->out) || !weir__op_is_idle(&stream->in),
+                        !weir__op_is_idle(&stream->out) || !weir__op_is_idle(&stream->in) || c->pipe_to != NULL ||
+                        c->pipe_from != NULL,
                     "connection %llu: detach said EBUSY, and nothing is under way", (unsigned long long)c->number);
         sim_require(r == -EBUSY || (r == -ENOTCONN && stream->has_failed), "detach said %s", weir_error_name(r));
         return;
@@ -67,7 +85,9 @@ static void move(connection *c) {
                     "adopt said %s", weir_error_name(r));
         give_up(c);
         sim_require(weir__sys_close(fd) == 0, "the descriptor was not ours to close");
+        return;
     }
+    has(c, c->stream, &options);
 }
 
 void tend_held(void) {
@@ -79,7 +99,7 @@ void tend_held(void) {
             start_held(c);
         else if (sim_random(16) == 0 && !c->is_shut) /* a handle's shutdown need not have happened yet */
             move(c);
-        else if (sim_random(64) == 0) {
+        else if (sim_random(64) == 0 && c->pipe_to == NULL && c->pipe_from == NULL) {
             weir_stream *stream = c->stream;
             give_up(c);
             sim_require(weir_stream_close(stream) == 0, "close failed");
@@ -115,7 +135,7 @@ static void on_accept(weir_listener *listener, weir_stream *stream, void *userda
     }
     app.accepted_open++;
     c->is_counted = true;
-    arrived(c, stream);
+    arrived(c, stream, &app.each[0]);
 }
 
 static void on_listener_close(weir_listener *listener, int error, void *userdata) {
@@ -133,7 +153,7 @@ static void on_extra_accept(weir_listener *listener, weir_stream *stream, void *
     connection *c = accepted(stream);
     sim_require(listener == app.extra && userdata == (void *)(uintptr_t)app.extras, "another listener accepts");
     sim_require(!app.is_extra_closing, "a listener hands out after it was closed");
-    arrived(c, stream);
+    arrived(c, stream, &app.each[1]);
 }
 
 static void on_extra_close(weir_listener *listener, int error, void *userdata) {
@@ -149,8 +169,10 @@ static const weir_listener_callbacks accepting_more = { .size = sizeof accepting
                                                         .on_close = on_extra_close };
 
 void open_listener(void) {
-    weir_stream_options each = stream_options();
-    weir_listener_options options = { .size = sizeof options, .max_streams = app.max_streams, .stream = &each };
+    app.each[0] = stream_options();
+    weir_listener_options options = { .size = sizeof options,
+                                      .max_streams = app.max_streams,
+                                      .stream = &app.each[0] };
     const char *address = app.is_unix ? "unix:@listener" : "127.0.0.1:7";
     sim_require(weir_listener_open(app.loop, address, &options, &app.listener) == 0, "no listener");
     sim_require(weir_listener_start(app.listener, &accepting, NULL) == 0, "the listener did not start");
@@ -175,6 +197,7 @@ void open_or_close_extra(void) {
     if (r < 0)
         return;
     app.extra = listener;
+    app.each[1] = each;
     app.extras++;
     app.is_extra_closing = false;
     sim_note("the second listener is opened");
@@ -202,7 +225,7 @@ connection *dial(enum role role) {
     sim_socket *socket = sim_socket_of(weir_stream_get_fd(stream));
     socket->peer = c;
     sim_note("connection %llu (%s): dialled", (unsigned long long)c->number, role_names[role]);
-    arrived(c, stream);
+    arrived(c, stream, &options);
     return c;
 }
 
@@ -224,7 +247,7 @@ void dial_pair(void) {
 /* A connected socket from elsewhere. */
 void adopt(void) {
     weir_stream_options options = stream_options();
-    connection *c = connection_new((enum role)sim_random(3));
+    connection *c = connection_new((enum role)sim_random(FORWARD));
     if (c == NULL)
         return;
     sim_socket *ours = sim_stream_new(!app.is_unix);
@@ -238,7 +261,7 @@ void adopt(void) {
     int r = fd < 0 ? fd : weir_stream_adopt(app.loop, fd, &options, &stream);
     if (r >= 0) {
         sim_note("connection %llu (%s): adopted", (unsigned long long)c->number, role_names[c->role]);
-        arrived(c, stream);
+        arrived(c, stream, &options);
         return;
     }
     sim_require(r == -ENOMEM || r == -EMFILE || (r == -ESHUTDOWN && is_grace_over()), "adopt said %s",

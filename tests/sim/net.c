@@ -139,6 +139,8 @@ int sim_transmit(sim_socket *from, const void *data, size_t size) {
         return -EAGAIN;
     size = size < room ? size : room;
     bytes_append(&from->other->received, data, size);
+    from->sent += size;
+    from->sent_at = sim.now_ns;
     return (int)size;
 }
 
@@ -338,6 +340,8 @@ int weir__sys_receive(int fd, void *data, size_t size) {
     if (most > 1 && sim_fault(SIM_SPLIT))
         most = 1 + (size_t)sim_random(most - 1);
     sim_take(socket, data, most);
+    if (most > 0 && !socket->is_shut)
+        socket->brought_at = sim.now_ns;
     if (most > 0)
         return (int)most;
     if (socket->is_reset && socket->has_error && !socket->ended_first)

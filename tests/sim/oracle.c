@@ -34,6 +34,18 @@ void check_reason(const connection *c, int reason, int error) {
                         c->peer_read + sim_readable(c->socket) < c->app_wrote,
                     "the peer has all, and was not told the end");
         break;
+    case WEIR_CLOSE_IDLE:
+        sim_require(error == -ETIMEDOUT, "an idle timeout says %s", weir_error_name(error));
+        check_idle(c);
+        break;
+    case WEIR_CLOSE_WRITE:
+        sim_require(error == -ETIMEDOUT, "a write timeout says %s", weir_error_name(error));
+        check_write_timeout(c);
+        break;
+    case WEIR_CLOSE_PIPE:
+        sim_require(c->is_pipe_broken && error == c->pipe_error, "the pipe's other end did not fail with %s",
+                    weir_error_name(error));
+        break;
     case WEIR_CLOSE_DRAIN:
         sim_require(error == 0 && is_grace_over(), "drain has not ended its grace");
         break;
@@ -47,9 +59,11 @@ void check_reason(const connection *c, int reason, int error) {
                     "connection %llu: closed with %s, for no reason", (unsigned long long)c->number,
                     weir_error_name(error));
     }
-    sim_require(!c->is_dialled || c->open_told || c->is_closing || reason == WEIR_CLOSE_CONNECT ||
-                    reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR || reason == WEIR_CLOSE_DRAIN ||
-                    c->callbacks->on_open == NULL,
+    sim_require(!c->is_pipe_broken || (reason != WEIR_CLOSE_LOCAL && reason != WEIR_CLOSE_PEER),
+                "it ended well, and the other end of its pipe did not");
+    sim_require(!c->is_dialled || c->open_told || reason == WEIR_CLOSE_PIPE || c->is_closing ||
+                    reason == WEIR_CLOSE_CONNECT || reason == WEIR_CLOSE_LOOP || reason == WEIR_CLOSE_ERROR ||
+                    reason == WEIR_CLOSE_DRAIN || c->callbacks->on_open == NULL,
                 "connection %llu was never said to be open", (unsigned long long)c->number);
 }
 
@@ -113,6 +127,7 @@ void check_world(void) {
     if (app.held_count > 0)
         check_held(&app.held[sim_random(app.held_count)]);
     check_lent();
+    check_limits(&stats);
 }
 
 void sim_check_sleep(int64_t until) {
@@ -124,6 +139,7 @@ void sim_check_sleep(int64_t until) {
     weir_pool_stats stats = { .size = sizeof stats };
     (void)weir_pool_get_stats(pool, &stats);
     sim_require(app.posted == app.ran, "the loop sleeps while a post waits");
+    check_reserve(&stats);
     sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
                 "the loop sleeps while streams wait and a buffer has come back");
     sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,

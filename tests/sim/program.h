@@ -25,10 +25,21 @@ enum {
     TIMERS = 3,
     MOST_EXTERNAL = 4096,
     MOST_POSTS = 1024,
-    TIMER_SLACK = 1000000
+    TIMER_SLACK = 1000000,
+    MOST_FLUSHES = 4
 };
 
-enum role { ECHO, SOURCE, SINK, FORWARD, ROLES };
+enum role { ECHO, SOURCE, SINK, PIPE, FORWARD, ROLES };
+
+/* Bytes that were queued: so many of that pattern, from there on. */
+typedef struct segment {
+    uint64_t seed, position, size;
+} segment;
+
+typedef struct flush {
+    struct connection *by;
+    uint64_t number, position;
+} flush;
 
 typedef struct connection {
     bool is_used;
@@ -45,6 +56,27 @@ typedef struct connection {
     /* the application */
     weir_stream *stream; /* referenced */
     uint64_t app_read, app_wrote, in_seed, out_seed;
+    sim_socket *ours;  /* the library's end, from when there is one */
+    segment *segments; /* what it was given to send, and its peer has not read yet */
+    size_t segment_first, segment_count, segment_capacity;
+    uint64_t own_wrote; /* by the application itself: the pattern out_seed */
+    /* joined to others */
+    struct connection *pipe_to, *pipe_from;
+    uint64_t piped; /* passed on, of the library's count, that is in segments */
+    bool is_full_for_pipe, is_pipe_broken;
+    uint64_t full_queue, full_at_out, came_before;
+    unsigned turns_full;
+    int pipe_error;
+    unsigned turns_since_broken;
+    /* limits */
+    bool is_metered, forgets_grants, is_held_back, is_corked, is_cork_lifted;
+    uint64_t credit, granted, cork_position;
+    int64_t idle_ns, write_ns; /* 0: none */
+    int64_t opened_at, peer_took_at, queue_began, held_from, held_until, rested_at, waited_at, uncorked_at;
+    unsigned overdue;
+    flush flushes[MOST_FLUSHES];
+    uint64_t flushes_asked, flushes_told;
+    int flush_error;
     bool is_started, is_paused, is_closing, is_shut, was_aborted, is_dialled, open_told, end_told, is_full;
     bool closed_after_end, closed_in_calm;
     bool is_held;                           /* the application has the stream, and has not started it */
@@ -85,6 +117,9 @@ typedef struct application {
     int64_t due[TIMERS]; /* -1: stopped */
     int64_t repeat[TIMERS];
     uint64_t queue_limit, queue_high, queue_low;
+    uint32_t buffer_bytes;
+    int level;                                            /* of pressure, as last told */
+    weir_stream_options each[2];                          /* of what the first and the second listener accept */
     uint32_t max_turn_events, max_streams, accepted_open; /* of the loop; of the listener */
     weir_listener *extra;                                 /* the second one, while there is one */
     weir__address extra_address;
@@ -121,11 +156,46 @@ void released_anywhere(const void *data, size_t size, void *userdata);
 
 void resume_connection(connection *c);
 void close_connection(connection *c);
+void uncork(connection *c);
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c);
 void start_connection(connection *c, weir_stream *stream);
 /* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. */
 void notice_silent_ends(void);
+
+/* ---- pipes.c ---------------------------------------------------------------------------------------- */
+
+/* @to has got something to send. */
+void has_to_send(connection *to, uint64_t seed, uint64_t position, uint64_t size);
+/* @c's peer has read this. */
+void check_sent(connection *c, const uint8_t *bytes, size_t size);
+/* Take note of what has come to @to by pipe; of that, and of what @c has passed on. */
+void note_piped(connection *to);
+void note_all_piped(connection *c);
+void check_held_pipe(connection *to);
+void pipe_some(connection *c);
+void unpipe_some(connection *c);
+/* @from's end has been told. */
+void pass_end(connection *from);
+void notice_pair(connection *c);
+void end_pipes(connection *c, int reason, int error);
+void flush_some(connection *c);
+void check_flushes(const connection *c, int error);
+
+/* ---- limits.c --------------------------------------------------------------------------------------- */
+
+void note_held_back(connection *c);
+/* So much was delivered. */
+void spend(connection *c, uint64_t bytes);
+void grant(connection *c, uint64_t bytes);
+void grant_some(connection *c);
+void tend_metered(void);
+/* A timeout has ended it: was it time? */
+void check_idle(const connection *c);
+void check_write_timeout(const connection *c);
+void on_pressure(weir_loop *loop, weir_pool *pool, int level, void *userdata);
+void check_limits(const weir_pool_stats *stats);
+void check_reserve(const weir_pool_stats *stats);
 
 /* ---- arrivals.c ------------------------------------------------------------------------------------- */
 

@@ -28,6 +28,8 @@ static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *
     const sim_bytes *bytes = &r->socket->received;
     sim_kernel_write(entry->data, bytes->data + bytes->head, size);
     sim_take(r->socket, NULL, size);
+    if (!r->socket->is_shut)
+        r->socket->brought_at = sim.now_ns;
     *ret_flags = IORING_CQE_F_BUFFER | (uint32_t)entry->id << IORING_CQE_BUFFER_SHIFT;
     if (!is_incremental) {
         group->head++;

@@ -84,7 +84,7 @@ static void act_outside(void) {
         if (!app.no_new && sim_random(2) == 0)
             adopt();
         else if (!app.no_new)
-            (void)dial((enum role)sim_random(3));
+            (void)dial((enum role)sim_random(FORWARD));
         break;
     case 1:
         if (!app.no_new)
@@ -147,6 +147,7 @@ static int run_long(void) {
 
 static void turn(void) {
     int r = 0;
+    tend_metered();
     bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
     if (runs) { /* until it is stopped, or it hangs */
         app.posted++;
@@ -207,7 +208,10 @@ static void calm_down(void) {
         c->peer_limit = c->peer_wrote;
         if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing) {
             resume_connection(c);
-            if ((c->role != ECHO && c->role != FORWARD) || c->peer_is_dead)
+            uncork(c);
+            if (c->is_metered)
+                grant(c, UINT64_MAX);
+            if ((c->role != ECHO && c->role != FORWARD && c->role != PIPE) || c->peer_is_dead)
                 close_connection(c);
         }
     }
@@ -221,7 +225,7 @@ static void calm_down(void) {
         for (size_t i = 0; i < app.all_count; i++) {
             connection *c = app.all[i];
             if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing &&
-                (c->end_told || c->peer_is_dead || c->callbacks->on_data == NULL))
+                (c->peer_is_dead || ((c->end_told || c->callbacks->on_data == NULL) && c->pipe_to == NULL)))
                 close_connection(c);
         }
         if (turns % 64 == 0)
@@ -253,7 +257,13 @@ static void open_all(void) {
     weir_pool_options pool = { .size = sizeof pool,
                                .buffer_bytes = buffer,
                                .budget_bytes = buffer * buffers + (sim_random(2) == 0 ? 1 << 20 : 0),
+                               .reserve_bytes =
+                                   buffers > 1 && sim_random(2) == 0 ? buffer * sim_random(buffers) / 2 : 0,
                                .window_bytes = buffer * (uint32_t)(1 + sim_random(buffers)) };
+    if (sim.config.no_caps) { /* metered streams receive into blocks: let there be some that buffers do not take */
+        pool.budget_bytes += 64 << 10;
+        pool.reserve_bytes += 64 << 10;
+    }
     weir_loop_options options = { .size = sizeof options,
                                   .backend = sim.config.classic ? WEIR_BACKEND_URING_CLASSIC
                                                                 : WEIR_BACKEND_URING_INCREMENTAL,
@@ -262,6 +272,8 @@ static void open_all(void) {
                                   .allocator = &counting_allocator,
                                   .max_turn_events = app.max_turn_events };
     weir_loop *loop = open_loop(&options);
+    app.buffer_bytes = buffer;
+    sim_require(weir_loop_set_pressure(loop, on_pressure, &app) == 0, "set_pressure");
     app.max_streams = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     app.queue_limit = sim_random(2) == 0 ? (uint64_t)1 << (12 + sim_random(9)) : 16 << 20;
     app.queue_high = app.queue_limit / 2 < 1 << 20 ? app.queue_limit / 2 : 1 << 20;
@@ -368,7 +380,9 @@ void sim_run(const sim_config *config) {
     sim_require(app.live_blocks == 0, "%llu blocks of memory are left", (unsigned long long)app.live_blocks);
     sim_require(sim.mappings == 0, "%d mappings are left", sim.mappings);
     sim_require(sim.descriptors == 0, "%d descriptors are left", sim.descriptors);
-    for (size_t i = 0; i < app.all_count; i++)
+    for (size_t i = 0; i < app.all_count; i++) {
+        free(app.all[i]->segments);
         free(app.all[i]);
+    }
     sim_end();
 }

@@ -99,6 +99,14 @@ enum sim_fault {
     X(RECEIVED_BY_CALL, "recv(2) received what was granted")                         \
     X(RECEIVED_WHILE_STARVED, "recv(2) received for a stream that found no buffer")  \
     X(POLLED_UNASKED, "a poll told of an end that it was not asked for")             \
+    X(PIPED, "streams were joined")                                                  \
+    X(END_PASSED, "an end was passed on by a pipe")                                  \
+    X(PIPE_BROKEN, "the other end of a pipe failed")                                 \
+    X(FLUSHED, "a flush was told")                                                   \
+    X(IDLE_TIMEOUT, "an idle timeout")                                               \
+    X(WRITE_TIMEOUT, "a write timeout")                                              \
+    X(PARKED, "streams wait, and the reserve carries them")                          \
+    X(STUCK, "the reserve is spent, too")                                            \
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue") \
     X(SHORT, "a short send")                                                         \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                  \
@@ -147,8 +155,10 @@ struct sim_socket {
     bool is_urgent;                                             /* which keeps the kernel's own polls awake */
     bool ended_first, is_disconnected; /* before it was reset; by connect(2) with AF_UNSPEC */
     sim_bytes received;
-    size_t room; /* for received */
-    void *peer;  /* peers.c's: the connection that it is an end of */
+    size_t room;                 /* for received */
+    uint64_t sent;               /* taken from it by the kernel */
+    int64_t sent_at, brought_at; /* when something last was, and when something was given to it */
+    void *peer;                  /* peers.c's: the connection that it is an end of */
     /* listener */
     sim_socket *pending[64];
     unsigned pending_count;
