@@ -422,6 +422,7 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     notice_end(c);
     notice_pair(c);
     sim_require(c->closes++ == 0, "on_close twice");
+    note_all_piped(c);
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
     check_flushes(c, error);

@@ -104,7 +104,7 @@ void check_idle(const connection *c) {
 void check_write_timeout(const connection *c) {
     int64_t passed = sim.now_ns - last_progress(c);
     sim_event(SIM_EVENT_WRITE_TIMEOUT);
-    sim_require(c->write_ns > 0 && c->peer_read < c->app_wrote, "a write timeout, and nothing is queued");
+    sim_require(c->write_ns > 0 && c->peer_took < c->app_wrote, "a write timeout, and nothing is queued");
     sim_require(app.max_turn_events > 0 || sim.events[SIM_EVENT_OVERFLOW] > 0 ||
                     passed + TIMER_SLACK >= c->write_ns,
                 "connection %llu: a write timeout, and its peer took something %.3f ms ago",
@@ -122,7 +122,7 @@ static void check_times(connection *c, bool is_memory_short) {
     if (c->is_closing || stream->has_failed || weir_stream_get_state(stream) != WEIR_STREAM_OPEN)
         return;
     int64_t active = later(later(last_activity(c), c->waited_at), later(c->rested_at, c->held_until));
-    int64_t progress = later(later(last_progress(c), c->waited_at), c->uncorked_at);
+    int64_t progress = later(later(last_progress(c), c->piped_at), later(c->waited_at, c->uncorked_at));
     bool is_idle = c->idle_ns > 0 && sim.now_ns - active >= c->idle_ns + LATEST;
     bool is_stuck = c->write_ns > 0 && stream->queue.bytes > 0 && !c->is_corked &&
                     sim.now_ns - progress >= c->write_ns + LATEST;

@@ -76,7 +76,10 @@ static bool peer_read(connection *c) {
         if (!sim.is_calm)
             size = 1 + (size_t)sim_random(size);
         sim_take(c->socket, bytes, size);
-        c->peer_took_at = sim.now_ns;
+        if (c->ours != NULL && !c->ours->is_shut) { /* else it reads what is left */
+            c->peer_took_at = sim.now_ns;
+            c->peer_took += size;
+        }
         check_sent(c, bytes, size);
         return true;
     }

@@ -92,8 +92,11 @@ void note_piped(connection *to) {
                     (unsigned long long)to->number);
         sim_require(from->app_read + more <= from->peer_wrote, "more bytes passed on than the peer wrote");
         spend(from, more);
-        to->is_cork_lifted = true; /* it may have been above the high mark */
+        to->is_cork_lifted = true;       /* it may have been above the high mark */
+        int64_t began = to->queue_began; /* when they came is not known */
         has_to_send(to, from->in_seed, from->app_read, more);
+        to->queue_began = began;
+        to->piped_at = sim.now_ns;
         from->app_read += more;
     }
     check_mark(to, more > 0);
@@ -201,6 +204,7 @@ void pass_end(connection *from) {
 }
 
 static void begin_to_close(connection *c, bool is_after_end) {
+    note_all_piped(c);
     c->is_closing = true;
     c->closed_after_end = is_after_end;
     c->closed_in_calm = app.is_time_honest;

@@ -50,6 +50,7 @@ typedef struct connection {
     /* the peer */
     sim_socket *socket;
     uint64_t peer_wrote, peer_read, peer_limit;
+    uint64_t peer_took; /* read before our end was shut or cut off */
     bool peer_shut, peer_gone, peer_saw_end, peer_was_reset, peer_is_slow;
     bool peer_waits;   /* for our end before it ends */
     bool peer_is_dead; /* after half of what it has to say it never does anything again */
@@ -72,7 +73,8 @@ typedef struct connection {
     bool is_metered, forgets_grants, is_held_back, is_corked, is_cork_lifted;
     uint64_t credit, granted, cork_position;
     int64_t idle_ns, write_ns; /* 0: none */
-    int64_t opened_at, peer_took_at, queue_began, held_from, held_until, rested_at, waited_at, uncorked_at;
+    int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
+        uncorked_at;
     unsigned overdue;
     flush flushes[MOST_FLUSHES];
     uint64_t flushes_asked, flushes_told;
@@ -196,6 +198,14 @@ void check_write_timeout(const connection *c);
 void on_pressure(weir_loop *loop, weir_pool *pool, int level, void *userdata);
 void check_limits(const weir_pool_stats *stats);
 void check_reserve(const weir_pool_stats *stats);
+
+/* ---- watches.c -------------------------------------------------------------------------------------- */
+
+void open_watches(void);
+void act_on_watch(void);
+void check_watches(void);
+void stop_watches(void);
+void close_watches(void); /* after the loop */
 
 /* ---- arrivals.c ------------------------------------------------------------------------------------- */
 
