@@ -349,6 +349,8 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
     if (sim_random(6) == 0 && !sim.is_calm)
         hold(c, slice, sim_random(2) == 0);
     c->app_read += slice->size;
+    if (c->chain != NULL)
+        parse(c, slice);
     connection *to = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
     if (to != NULL) {
         int r = to->stream != NULL && (to->is_started || to->is_held) ? weir_stream_write_slice(to->stream, slice)
@@ -426,6 +428,7 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
     check_flushes(c, error);
+    c->chain = weir_chain_unref(c->chain);
     sim_require(c->lent == 0, "on_close before external memory was released");
     sim_require(error != -ECANCELED, "a cancellation was told as an error");
     sim_require(error != -EILSEQ, "the library does not trust the kernel's order");
@@ -489,5 +492,7 @@ void start_connection(connection *c, weir_stream *stream) {
     c->is_started = true;
     c->opened_at = sim.now_ns;
     c->callbacks = choose_callbacks(c);
+    if (c->role == SINK && !sim.is_calm && sim_random(2) == 0)
+        open_chain(c);
     sim_require(weir_stream_start(stream, c->callbacks, c) == 0, "start failed");
 }

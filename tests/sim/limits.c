@@ -187,6 +187,7 @@ void check_limits(const weir_pool_stats *stats) {
             check_metered(c);
         note_piped(c);
         check_held_pipe(c);
+        check_resumed(c, is_short);
         check_cork(c);
         check_times(c, is_short);
         sim_require(!c->is_pipe_broken || ++c->turns_since_broken < (app.max_turn_events > 0 ? 10000 : 400),

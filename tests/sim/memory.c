@@ -66,6 +66,64 @@ void hold(const connection *c, const weir_slice *slice, bool keep) {
     app.held_count++;
 }
 
+/* ---- frames ----------------------------------------------------------------------------------------- */
+
+/* The first byte of a frame says how many follow: the peer's pattern is as good a message as any. */
+void open_chain(connection *c) {
+    int r = weir_chain_new(app.loop, app.buffer_bytes + 256, &c->chain);
+    sim_require(r == 0 || r == -ENOMEM || r == -ESHUTDOWN, "chain_new said %s", weir_error_name(r));
+    if (r < 0)
+        c->chain = NULL;
+    c->parsed = c->app_read;
+}
+
+static bool lacks_memory(int r) {
+    return r == -ENOMEM || r == -ENOBUFS;
+}
+
+/* Take one frame off. Return: there was one. */
+static bool take_frame(connection *c) {
+    const weir_slice *first;
+    weir_slice frame;
+    int r = weir_chain_peek(c->chain, 0, 1, &first);
+    sim_require(r == 0 || (r == -EAGAIN && weir_chain_get_size(c->chain) == 0), "peek said %s",
+                weir_error_name(r));
+    if (r < 0)
+        return false;
+    size_t size = 1 + (size_t)first->data[0];
+    bool is_there = size <= weir_chain_get_size(c->chain);
+    if (is_there && sim_random(4) == 0) {
+        sim_require(weir_chain_drop(c->chain, size) == 0, "drop failed");
+        c->parsed += size;
+        return true;
+    }
+    r = weir_chain_take(c->chain, size, &frame);
+    sim_require(r == (is_there ? 0 : -EAGAIN) || (is_there && lacks_memory(r)), "take said %s",
+                weir_error_name(r));
+    if (r < 0)
+        return false;
+    int64_t at = test_differs(c->in_seed, c->parsed, frame.data, size);
+    sim_require(frame.size == size && at < 0, "connection %llu: byte %lld of a chain is not what the peer wrote",
+                (unsigned long long)c->number, (long long)at);
+    weir_slice_unref(&frame);
+    c->parsed += size;
+    sim_event(SIM_EVENT_FRAME);
+    return true;
+}
+
+void parse(connection *c, const weir_slice *slice) {
+    int r = weir_chain_push(c->chain, slice);
+    bool was_short = weir_chain_get_size(c->chain) > 256; /* something could not be taken before */
+    sim_require(r == 0 || lacks_memory(r) || (r == -EMSGSIZE && was_short), "push said %s", weir_error_name(r));
+    if (r < 0) {
+        c->chain = weir_chain_unref(c->chain);
+        return;
+    }
+    while (take_frame(c))
+        ;
+    sim_require(weir_chain_get_size(c->chain) == c->app_read - c->parsed, "a chain has lost or found bytes");
+}
+
 void released(const void *data, size_t size, void *userdata) {
     sim_require(!sim.is_other_thread, "external memory was released on another thread");
     released_anywhere(data, size, userdata);

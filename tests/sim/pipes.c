@@ -118,6 +118,24 @@ void check_held_pipe(connection *to) {
                 (unsigned long long)from->number);
 }
 
+/* What could go on does, soon. */
+void check_resumed(connection *to, bool is_memory_short) {
+    enum { PATIENCE = 400 };
+    const connection *from = to->pipe_from;
+    if (from == NULL || from->stream == NULL || app.max_turn_events > 0)
+        return;
+    bool has_more = sim_readable(from->ours) > 0 || from->stream->staged.bytes > 0;
+    bool may_go = !from->is_paused && !from->is_closing && !from->end_told && !to->is_closing && !to->is_shut &&
+                  !is_memory_short && (!from->is_metered || from->credit > 0) &&
+                  to->stream->queue.bytes <= app.queue_low && to->stream->queue.count < 64 &&
+                  from->stream->state == WEIR_STREAM_OPEN && to->stream->state == WEIR_STREAM_OPEN;
+    bool rests = has_more && may_go && from->piped == to->piped_before;
+    to->piped_before = from->piped;
+    to->turns_resting = rests ? to->turns_resting + 1 : 0;
+    sim_require(to->turns_resting < PATIENCE, "connection %llu: its pipe does not go on",
+                (unsigned long long)from->number);
+}
+
 void note_all_piped(connection *c) {
     note_piped(c);
     if (c->pipe_to != NULL)

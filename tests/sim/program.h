@@ -17,6 +17,7 @@
 #include "sim/world.h"
 #include "socket/stream.h"
 #include "support/bytes.h"
+#include "weir/chain.h"
 #include "weir/timer.h"
 
 enum {
@@ -66,7 +67,8 @@ typedef struct connection {
     uint64_t piped; /* passed on, of the library's count, that is in segments */
     bool is_full_for_pipe, is_pipe_broken;
     uint64_t full_queue, full_at_out, came_before;
-    unsigned turns_full;
+    uint64_t piped_before;
+    unsigned turns_full, turns_resting;
     int pipe_error;
     unsigned turns_since_broken;
     /* limits */
@@ -76,6 +78,8 @@ typedef struct connection {
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
         uncorked_at;
     unsigned overdue;
+    weir_chain *chain; /* SINK: what has come and is no frame yet; or NULL */
+    uint64_t parsed;
     flush flushes[MOST_FLUSHES];
     uint64_t flushes_asked, flushes_told;
     int flush_error;
@@ -149,6 +153,9 @@ extern const weir_allocator counting_allocator;
 void hold(const connection *c, const weir_slice *slice, bool keep);
 void check_held(const held *h);
 void drop_held(size_t index);
+/* Give @c a chain; take the frames out of what came. */
+void open_chain(connection *c);
+void parse(connection *c, const weir_slice *slice);
 /* A weir_release_fn; @userdata is the index of what it releases. */
 void released(const void *data, size_t size, void *userdata);
 /* Likewise, for memory that any thread may release. */
@@ -175,6 +182,7 @@ void check_sent(connection *c, const uint8_t *bytes, size_t size);
 void note_piped(connection *to);
 void note_all_piped(connection *c);
 void check_held_pipe(connection *to);
+void check_resumed(connection *to, bool is_memory_short);
 void pipe_some(connection *c);
 void unpipe_some(connection *c);
 /* @from's end has been told. */

@@ -201,6 +201,8 @@ static void calm_down(void) {
     tend_held();
     while (app.held_count > 0)
         drop_held(app.held_count - 1);
+    for (size_t i = 0; i < app.used_count; i++) /* which may hold the last buffer for a few bytes */
+        app.used[i]->chain = weir_chain_unref(app.used[i]->chain);
     for (size_t i = 0; i < TIMERS; i++) {
         (void)weir_timer_stop(app.timers[i]);
         app.due[i] = -1;

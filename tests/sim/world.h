@@ -103,6 +103,7 @@ enum sim_fault {
     X(END_PASSED, "an end was passed on by a pipe")                                  \
     X(PIPE_BROKEN, "the other end of a pipe failed")                                 \
     X(WATCH_FIRED, "a descriptor of the application's was ready")                    \
+    X(FRAME, "a frame was taken off a chain")                                        \
     X(FLUSHED, "a flush was told")                                                   \
     X(IDLE_TIMEOUT, "an idle timeout")                                               \
     X(WRITE_TIMEOUT, "a write timeout")                                              \
