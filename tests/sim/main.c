@@ -472,7 +472,7 @@ static int parse_options(int argc, char **argv, command *c) {
 }
 
 int main(int argc, char **argv) {
-    command c = { .first = 1, .last = 100, .config = { .steps = 4000, .connections = 12, .faults = UINT64_MAX } };
+    command c = { .first = 1, .last = 100, .config = { .steps = 3400, .connections = 12, .faults = UINT64_MAX } };
     int status = parse_options(argc, argv, &c);
     if (status >= 0)
         return status;
