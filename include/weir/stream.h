@@ -255,8 +255,9 @@ WEIR_API WEIR_MUST_CHECK int weir_stream_write_external(weir_stream *stream, con
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_writev(weir_stream *stream, const weir_slice *slices, size_t count);
 
-/** weir_stream_cork() - hold sends back until weir_stream_uncork(), the high mark, a shutdown or a close, so that what is
- * written meanwhile goes in one. (Writes of one turn do so anyway.) Does not nest. 0; -EPERM; -ECHILD. */
+/** weir_stream_cork() - hold sends back until weir_stream_uncork(), a shutdown or a close, so that what is written meanwhile
+ * goes in one. (Writes of one turn do so anyway.) While a drain is owed (the high mark, a refused write, a full pipe) it
+ * holds nothing back. Does not nest. 0; -EPERM; -ECHILD. */
 WEIR_API int weir_stream_cork(weir_stream *stream);
 /** weir_stream_uncork() - 0; -EPERM; -ECHILD. */
 WEIR_API int weir_stream_uncork(weir_stream *stream);

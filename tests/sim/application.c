@@ -63,8 +63,10 @@ static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, 
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
-    if (r == -ENOBUFS && queued > 0)
+    if (r == -ENOBUFS && queued > 0) {
         to->is_full = tells_of_drains(to); /* a drain is owed */
+        to->is_cork_lifted = true;
+    }
     return false;
 }
 
@@ -191,7 +193,7 @@ static void write_some(connection *c) {
 static void cork_or_uncork(connection *c) {
     note_piped(c);
     c->is_corked = !c->is_corked && !sim.is_calm;
-    c->is_cork_lifted = false;
+    c->is_cork_lifted = c->stream->is_full_told || c->stream->is_pipe_full; /* a drain is owed */
     c->cork_position = c->app_wrote;
     if (!c->is_corked)
         c->uncorked_at = sim.now_ns;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "sim/program.h"
 
+#include "backend/uring.h"
+
 /* What streams are limited by: grants, time and memory; and an account of our own of each. */
 
 enum { MOST_OVERRUN = 64 << 10, LATEST = 1500000000 };
@@ -154,7 +156,9 @@ static bool is_level_true(int level, const weir_pool_stats *stats) {
     case WEIR_PRESSURE_PARKED:
         return is_dry;
     default:
-        return level == WEIR_PRESSURE_STUCK && is_dry && stats->parked_streams > 0 && !has_room;
+        /* Where receives have no limit, a metered stream waits for a block, whatever else there is. */
+        return level == WEIR_PRESSURE_STUCK && (is_dry || sim.config.no_caps) && stats->parked_streams > 0 &&
+               !has_room;
     }
 }
 
@@ -198,7 +202,9 @@ void check_limits(const weir_pool_stats *stats) {
 
 /* The loop would sleep: could the reserve help somebody? */
 void check_reserve(const weir_pool_stats *stats) {
+    /* Where an allocation has failed, it is tried again with the next tick. */
     sim_require(stats->parked_streams == 0 || stats->buffers_posted + stats->buffers_filling > 0 ||
-                    stats->budget_bytes - stats->used_bytes < 4096,
+                    stats->budget_bytes - stats->used_bytes < 4096 ||
+                    weir__uring_of(app.loop->backend)->has_no_memory,
                 "the loop sleeps while streams wait and the reserve could carry them");
 }
