@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: MIT
 """Runs the proxy example between sockets of this program: every byte, every end, every signal.
 
-    proxy.py BUILD_ROOT
+    proxy.py BUILD_ROOT [CASE...]
 
 Prints TAP.
 """
 
+import contextlib
+import errno
 import os
 import pathlib
 import random
@@ -192,12 +194,20 @@ def every_byte_both_ways():
         check(0 < figures["memory-peak"] <= figures["budget"], f"{figures}")
 
 
-def unix_sockets_on_both_sides():
-    with tempfile.TemporaryDirectory() as scratch, socket.socket(socket.AF_UNIX) as listener:
+@contextlib.contextmanager
+def unix_pair(scratch):
+    """(a listener, a proxy in front of it)"""
+    with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(scratch + "/upstream")
         listener.listen(8)
+        listener.settimeout(PATIENCE_S)
         with Proxy(listener, at=f"unix:{scratch}/proxy") as proxy:
-            exchange(*proxy.join(listener), (1_000_000, 2_000_000), 7)
+            yield listener, proxy
+
+
+def unix_sockets_on_both_sides():
+    with tempfile.TemporaryDirectory() as scratch, unix_pair(scratch) as (listener, proxy):
+        exchange(*proxy.join(listener), (1_000_000, 2_000_000), 7)
 
 
 def many_connections_at_once():
@@ -222,18 +232,19 @@ def many_connections_at_once():
 
 
 def a_slow_reader_holds_the_writer_back():
+    # Unix sockets: the kernel's part of what is under way is small there.
     for towards_client in (False, True):
-        with upstream() as listener, Proxy(listener) as proxy:
+        with tempfile.TemporaryDirectory() as scratch, unix_pair(scratch) as (listener, proxy):
             client, server = proxy.join(listener)
             reader, writer = (client, server) if towards_client else (server, client)
             data, sent = os.urandom(1 << 20), 0
             writer.settimeout(0.5)
             try:
-                while sent < 100 << 20:
+                while sent < 64 << 20:
                     sent += writer.send(memoryview(data)[sent % len(data) :])
             except TimeoutError:
                 pass
-            check(sent < 32 << 20, f"{sent} bytes were taken for one who reads none")
+            check(sent < 8 << 20, f"{sent} bytes were taken for one who reads none")
             writer.shutdown(socket.SHUT_WR)
             check(receive_all(reader) == (data * (sent // len(data) + 1))[:sent], "other bytes")
             reader.shutdown(socket.SHUT_WR)
@@ -301,7 +312,11 @@ def what_a_client_sent_while_it_waited_is_not_lost():
 def a_client_without_an_upstream_is_reset():
     with Proxy(nobody(), nobody()) as proxy:
         for i in range(3):
-            check(is_reset(proxy.connect()), f"the {i}th was not")
+            try:
+                peer = proxy.connect()
+            except ConnectionResetError:
+                continue  # so soon that connect says it
+            check(is_reset(peer), f"the {i}th was not")
         figures = proxy.ask_until(lambda f: f["open"] == 0)
         check(figures["failed"] == figures["sessions"] == 3, f"{figures}")
         check(proxy.complained().count("connection refused") == 6, proxy.complained())
@@ -385,7 +400,8 @@ def a_reader_stops_goes_on_and_leaves_at_any_point():
                     writer.shutdown(socket.SHUT_WR)
                     check(receive_all(writer) == b"", "bytes came back")
                     seen.append("end")
-                except (ConnectionResetError, BrokenPipeError):
+                except OSError as problem:  # shutdown says of a connection that was reset that it is none
+                    check(problem.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN), f"{problem}")
                     seen.append("reset")
 
             thread = threading.Thread(target=write)
@@ -422,16 +438,15 @@ def header_of(proxy, listener):
 def a_header_tells_an_ipv4_client():
     with upstream() as listener, Proxy(listener, header=True) as proxy:
         client, header = header_of(proxy, listener)
-        (here, port), (there, to) = client.getsockname(), client.getpeername()
-        check((here, there) == ("127.0.0.1", "127.0.0.1"), f"{here} {there}")
-        expected = SIGNATURE + b"\x21\x11\0\x0c" + b"\x7f\0\0\1" * 2 + struct.pack(">HH", port, to)
+        ports = struct.pack(">HH", client.getsockname()[1], proxy.address[1])
+        expected = SIGNATURE + b"\x21\x11\0\x0c" + b"\x7f\0\0\1" * 2 + ports
         check(header == expected, f"{header}, not {expected}")
 
 
 def a_header_tells_an_ipv6_client():
     with upstream() as listener, Proxy(listener, at="[::1]:0", header=True) as proxy:
         client, header = header_of(proxy, listener)
-        ports = struct.pack(">HH", client.getsockname()[1], client.getpeername()[1])
+        ports = struct.pack(">HH", client.getsockname()[1], proxy.address[1])
         expected = SIGNATURE + b"\x21\x21\0\x24" + (bytes(15) + b"\1") * 2 + ports
         check(header == expected, f"{header}, not {expected}")
 
@@ -574,6 +589,8 @@ for function in (
     a_wrong_command_line_is_answered_with_the_right_one,
     an_address_that_cannot_be_used_is_named,
 ):
+    if sys.argv[2:] and function.__name__ not in sys.argv[2:]:
+        continue
     count += 1
     try:
         function()
