@@ -77,6 +77,7 @@ struct weir_stream {
     bool is_corked : 1;      /* sends wait */
     bool is_write_timed : 1; /* the timeout looks at progress_at */
     bool is_pipe_full : 1;   /* what comes by pipe rests until the queue has fallen to its low mark */
+    bool is_limited : 1;     /* the receive under way ends by itself when it has brought so much */
     bool is_end_passed : 1;  /* its peer's end was passed on by the pipe */
 
     uint64_t credit; /* bytes that may still be delivered; UINT64_MAX: any number */

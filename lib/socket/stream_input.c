@@ -121,6 +121,7 @@ static void receive(weir_stream *stream) {
         limit = is_metered ? weir__min_u64(limit, weir__pipe_room(stream)) : weir__pipe_room(stream);
     if (stream->wants_close)
         limit = 0; /* it is thrown away */
+    stream->is_limited = limit > 0;
     stream->loop->backend->verbs->receive(stream->loop->backend, &stream->in, stream->fd, limit, !is_metered);
 }
 
@@ -139,7 +140,8 @@ void weir__stream_settle_input(weir_stream *stream) {
         wish = WEIR__OP_RECEIVE;
     else if (stream->state == WEIR_STREAM_OPEN)
         wish = WEIR__OP_WATCH;
-    if (stream->in.kind == wish)
+    bool is_outdated = stream->wants_close && stream->is_limited; /* what is thrown away waits for no memory */
+    if (stream->in.kind == wish && !(wish == WEIR__OP_RECEIVE && is_outdated))
         return;
     if (!weir__op_is_idle(&stream->in))
         verbs->cancel(stream->loop->backend, &stream->in); /* its last completion brings us here again */

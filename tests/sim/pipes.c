@@ -190,9 +190,17 @@ void pipe_some(connection *c) {
     sim_note("connection %llu: piped to %llu%s", (unsigned long long)c->number, (unsigned long long)to->number,
              is_both ? ", and back" : "");
     sim_event(SIM_EVENT_PIPED);
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    sim_ring_forget((uint64_t)(uintptr_t)&to->stream->in);
     join(c, to);
     if (is_both)
         join(to, c);
+}
+
+/* A pipe takes its receive back whenever the other end is full. */
+bool is_piped_receive(uint64_t user_data) {
+    const weir__op *in = (const weir__op *)(uintptr_t)user_data;
+    return WEIR__CONTAINER(in, const weir_stream, in)->pipe_to != NULL;
 }
 
 void unpipe_some(connection *c) {

@@ -24,8 +24,11 @@ static struct {
     size_t count;
 } starved;
 
+bool (*sim_is_out_of_order)(uint64_t user_data);
+
 void sim_starve(const request *r) {
-    if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted)
+    if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted ||
+        (sim_is_out_of_order != NULL && sim_is_out_of_order(r->sqe.user_data)))
         return;
     sim_note("descriptor %d found no buffer", r->socket->fd);
     starved.overtaken[starved.count] = 0;

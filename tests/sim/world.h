@@ -269,6 +269,8 @@ void sim_ring_disconnected(sim_socket *socket);
 void sim_ring_forget(uint64_t user_data);
 /* recv(2) was called: in the place of a receive that found no buffer, if it is one of a starved stream. */
 void sim_ring_received(const sim_socket *socket);
+/* Set by the program: this receive is started anew as other things go, so its place among the starved ones means nothing. */
+extern bool (*sim_is_out_of_order)(uint64_t user_data);
 /* A descriptor was closed. */
 void sim_ring_closed(const sim_socket *socket);
 /* Requests under way in all rings, the poll of an eventfd not counted. */
