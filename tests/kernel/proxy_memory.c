@@ -129,8 +129,8 @@ static void is_bounded(const proxy *p) {
     assert_true(pool.used_bytes <= BUDGET);
     assert_true(pool.level < WEIR_PRESSURE_STUCK); /* who waits for a buffer does so for a moment */
     assert_true(server.queue_peak_bytes <= (1 << 20) + (64 << 10)); /* the high mark and a buffer */
-    assert_true(client.staged_bytes <= 128 << 10); /* what was on its way when that was full */
-    if (!SANITIZED)                                 /* which have memory of their own */
+    assert_true(client.staged_bytes <= 128 << 10);                  /* what was on its way when that was full */
+    if (!SANITIZED)                                                 /* which have memory of their own */
         assert_true(resident() <= p->resident + BUDGET + BESIDES);
 }
 

@@ -27,9 +27,9 @@ void check_reason(const connection *c, int reason, int error) {
         break;
     case WEIR_CLOSE_LINGER:
         sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
-        sim_require(!c->closed_in_calm || c->peer_is_dead || app.was_dry ||
-                        sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
-                    "connection %llu: a linger timeout although the peer reads and ends", (unsigned long long)c->number);
+        sim_require(
+            !c->closed_in_calm || c->peer_is_dead || app.was_dry || sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
+            "connection %llu: a linger timeout although the peer reads and ends", (unsigned long long)c->number);
         sim_require(c->socket == NULL || has_gone || c->socket->has_ended ||
                         c->peer_read + sim_readable(c->socket) < c->app_wrote,
                     "the peer has all, and was not told the end");

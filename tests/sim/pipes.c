@@ -197,10 +197,11 @@ void pipe_some(connection *c) {
         join(to, c);
 }
 
-/* A pipe takes its receive back whenever the other end is full. */
-bool is_piped_receive(uint64_t user_data) {
+/* A pipe takes its receive back whenever the other end is full; a limited one ends by itself, and with a close. */
+bool is_anew(uint64_t user_data) {
     const weir__op *in = (const weir__op *)(uintptr_t)user_data;
-    return WEIR__CONTAINER(in, const weir_stream, in)->pipe_to != NULL;
+    const weir_stream *stream = WEIR__CONTAINER(in, const weir_stream, in);
+    return stream->pipe_to != NULL || stream->is_limited;
 }
 
 void unpipe_some(connection *c) {

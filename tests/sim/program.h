@@ -185,7 +185,7 @@ void check_held_pipe(connection *to);
 void check_resumed(connection *to, bool is_memory_short);
 void pipe_some(connection *c);
 void unpipe_some(connection *c);
-bool is_piped_receive(uint64_t user_data);
+bool is_anew(uint64_t user_data);
 /* @from's end has been told. */
 void pass_end(connection *from);
 void notice_pair(connection *c);

@@ -346,7 +346,7 @@ static void drop_all_held(weir_pool *pool) {
 
 void sim_run(const sim_config *config) {
     sim_begin(config);
-    sim_is_out_of_order = is_piped_receive;
+    sim_is_out_of_order = is_anew;
     memset(&app, 0, sizeof app);
     open_all();
     bool ends_abruptly = sim_random(4) == 0;
