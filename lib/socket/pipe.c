@@ -77,8 +77,8 @@ bool weir__pipe_end(weir_stream *from) {
 
 void weir__pipe_close_pair(weir_stream *from) {
     weir_stream *to = from->pipe_to;
-    if (to == NULL || to->pipe_to != from)
-        return; /* on_end has thought otherwise */
+    if (to == NULL || to->pipe_to != from || from->has_failed || to->has_failed)
+        return; /* on_end has thought otherwise: unpiped, or aborted one, which ends the other in its way */
     (void)weir_stream_close(from);
     (void)weir_stream_close(to);
 }
