@@ -82,8 +82,8 @@ static structure *maybe(fuzz_input *input, structure *s) {
 
 /* ---- the structures themselves ------------------------------------------------------------------------ */
 
-static const uint8_t pool_fields[] = { 8, 4, 4, 0 };
-static const uint8_t stream_fields[] = { 4, 4, 8, 8, 8, 8, 8, 0 };
+static const uint8_t pool_fields[] = { 8, 8, 4, 4, 0 };
+static const uint8_t stream_fields[] = { 4, 4, 8, 8, 8, 8, 8, 8, 8, 0 };
 static const uint8_t listener_fields[] = { 4, 4, 4, 4, 0 }; /* the pointer is set by hand */
 static const uint8_t loop_fields[] = { 4, 4, 0 };           /* likewise */
 
@@ -101,11 +101,14 @@ static int pool_is_good(const weir_pool_options *o, uint32_t mode_bytes, uint64_
     }
     *ret_window = window;
     *ret_buffer = buffer;
+    if (o->reserve_bytes > budget - buffer)
+        return -EINVAL;
     return window >= buffer && window <= budget ? 0 : -EINVAL;
 }
 
 static int stream_is_good(const weir_stream_options *o) {
-    if ((o->flags & ~6U) != 0 || o->reserved != 0 || o->connect_timeout_ns < -1 || o->linger_timeout_ns < -1)
+    if ((o->flags & ~7U) != 0 || o->reserved != 0 || o->connect_timeout_ns < -1 || o->idle_timeout_ns < -1 ||
+        o->write_timeout_ns < -1 || o->linger_timeout_ns < -1)
         return -EINVAL;
     uint64_t limit = o->queue_limit_bytes != 0 ? o->queue_limit_bytes : UINT64_C(16) << 20;
     uint64_t high = o->queue_high_bytes;
@@ -172,6 +175,9 @@ static void try_stream(fuzz_input *input) {
         FUZZ_CHECK(settings.queue_low_bytes <= settings.queue_high_bytes &&
                    settings.queue_high_bytes <= settings.queue_limit_bytes && settings.queue_limit_bytes > 0);
         FUZZ_CHECK(settings.connect_timeout_ns != 0 && settings.linger_timeout_ns != 0);
+        FUZZ_CHECK(settings.idle_timeout_ns != 0 && settings.write_timeout_ns != 0);
+        FUZZ_CHECK(expected.idle_timeout_ns == 0 || settings.idle_timeout_ns == expected.idle_timeout_ns);
+        FUZZ_CHECK(expected.write_timeout_ns == 0 || settings.write_timeout_ns == expected.write_timeout_ns);
         FUZZ_CHECK(expected.connect_timeout_ns == 0 || settings.connect_timeout_ns == expected.connect_timeout_ns);
         FUZZ_CHECK(expected.linger_timeout_ns == 0 || settings.linger_timeout_ns == expected.linger_timeout_ns);
     }

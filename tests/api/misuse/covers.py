@@ -42,7 +42,7 @@ class Function:
     def __init__(self, name, returns, arguments, documentation):
         self.name = name
         self.documentation = documentation
-        first = re.match(r"(?:const )?weir_(loop|pool|slice|stream|listener|timer) \*", arguments[0])
+        first = re.match(r"(?:const )?weir_(loop|pool|slice|stream|listener|timer|chain|watch|signal) \*", arguments[0])
         self.object = first.group(1) if first else None
         self.has_errors = returns in ("int", "int64_t")
         # base.h: references, the pool and slices are any thread's, and so is what says so.
