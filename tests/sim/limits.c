@@ -106,7 +106,8 @@ void check_idle(const connection *c) {
 void check_write_timeout(const connection *c) {
     int64_t passed = sim.now_ns - last_progress(c);
     sim_event(SIM_EVENT_WRITE_TIMEOUT);
-    sim_require(c->write_ns > 0 && (c->peer_took < c->app_wrote || app.max_turn_events > 0), "a write timeout, and nothing is queued");
+    sim_require(c->write_ns > 0 && (c->peer_took < c->app_wrote || app.max_turn_events > 0),
+                "a write timeout, and nothing is queued");
     sim_require(app.max_turn_events > 0 || sim.events[SIM_EVENT_OVERFLOW] > 0 ||
                     passed + TIMER_SLACK >= c->write_ns,
                 "connection %llu: a write timeout, and its peer took something %.3f ms ago",
