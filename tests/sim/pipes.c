@@ -23,7 +23,8 @@ void has_to_send(connection *to, uint64_t seed, uint64_t position, uint64_t size
         return;
     }
     if (to->segment_first + to->segment_count == to->segment_capacity) {
-        memmove(to->segments, to->segments + to->segment_first, to->segment_count * sizeof *to->segments);
+        if (to->segment_count > 0)
+            memmove(to->segments, to->segments + to->segment_first, to->segment_count * sizeof *to->segments);
         to->segment_first = 0;
         if (to->segment_count * 2 >= to->segment_capacity) {
             to->segment_capacity = to->segment_capacity > 0 ? to->segment_capacity * 2 : 8;
