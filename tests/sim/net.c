@@ -116,7 +116,7 @@ size_t sim_readable(const sim_socket *socket) {
 
 void sim_take(sim_socket *socket, void *data, size_t size) {
     sim_bytes *bytes = &socket->received;
-    if (data != NULL)
+    if (data != NULL && size > 0)
         memcpy(data, bytes->data + bytes->head, size);
     bytes->head += size;
     bytes->size -= size;
