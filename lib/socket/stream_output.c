@@ -41,7 +41,7 @@ static void taken(weir_stream *stream, uint32_t bytes) {
         return; /* its wait for room was over too early: that is no progress */
     stream->bytes_out += bytes;
     loop->bytes_out += bytes;
-    stream->active_at = loop->now; /* progress_at is set by the send that follows */
+    stream->active_at = stream->progress_at = loop->now; /* now: timers fire before the next send starts */
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
         weir__stream_linger(stream);
