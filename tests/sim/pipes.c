@@ -129,7 +129,9 @@ void check_resumed(connection *to, bool is_memory_short) {
     bool may_go = !from->is_paused && !from->is_closing && !from->end_told && !to->is_closing && !to->is_shut &&
                   !is_memory_short && (!from->is_metered || from->credit > 0) &&
                   to->stream->queue.bytes <= app.queue_low && to->stream->queue.count < 64 &&
-                  from->stream->state == WEIR_STREAM_OPEN && to->stream->state == WEIR_STREAM_OPEN;
+                  from->stream->state == WEIR_STREAM_OPEN && to->stream->state == WEIR_STREAM_OPEN &&
+                  to->stream->output_error ==
+                      0; /* else it is read to its end, and closed after that or its linger timeout */
     bool rests = has_more && may_go && from->piped == to->piped_before;
     to->piped_before = from->piped;
     to->turns_resting = rests ? to->turns_resting + 1 : 0;
