@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "memory/pool.h"
+#include "memory/pool_private.h"
 
 #include "base/fork.h"
-#include "memory/block.h"
 
 enum {
     MIN_BUFFER_BYTES = 4096,
@@ -14,54 +13,6 @@ enum {
     WINDOW_GROWTH = 8
 };
 
-enum buffer_state { IDLE, POSTED, FILLING, RETIRED, STATES };
-
-typedef struct weir__buffer {
-    weir_block block;
-    weir__link link; /* pool.idle; pool.retiring while it holds a dispatch reference */
-    uint8_t *data;
-    uint32_t offset; /* bytes committed; the kernel's next byte */
-    uint16_t id;
-    uint8_t state;      /* enum buffer_state */
-    bool is_dispatched; /* holds a dispatch reference */
-} weir__buffer;
-
-/*
- * buffers owned = idle + posted + filling + retired
- * used = buffers owned * buffer_bytes + blocks + privates <= budget
- * blocks <= budget - reserve - receive share
- * Only privates may bring used above budget - reserve.
- */
-struct weir_pool {
-    weir__pool_config config;
-    _Atomic(uint32_t) refs; /* the loop's, the application's, one a buffer and a block */
-
-    /* The loop's thread; the counts are read by others, for statistics. */
-    weir__buffer **by_id;
-    uint16_t *free_ids; /* a stack */
-    uint32_t free_id_count, max_buffers;
-    uint16_t *order;                 /* ids as published; what the kernel takes them in, if incremental */
-    uint32_t order_head, order_tail; /* free-running */
-    weir__link idle;                 /* weir__buffer.link; hottest first */
-    weir__link retiring;             /* weir__buffer.link */
-    uint32_t window_min;
-    uint32_t idle_low; /* the fewest idle since the last trim */
-    bool starved_since_trim, starved_this_dispatch;
-    uint32_t parked_for_blocks; /* of those that are parked */
-    _Atomic(uint32_t) window;   /* buffers that are to be posted */
-    _Atomic(uint32_t) counts[STATES];
-    _Atomic(uint64_t) starved, recycled;
-
-    /* Any thread. */
-    _Atomic(weir_block *) returned; /* a stack of weir_block.next; CLOSED once the loop is gone */
-    _Atomic(uint32_t) parked;
-    _Atomic(uint32_t) is_wanted; /* a block found no room: buffers are not to lie idle */
-    _Atomic(uint64_t) used, peak, blocks, privates, copied;
-    _Atomic(uint32_t) level; /* enum weir_pressure_level */
-    uint64_t common_bytes;   /* the budget without the reserve */
-    uint64_t block_share;    /* what blocks may have of that */
-};
-
 static weir_block closed_marker;
 #define CLOSED (&closed_marker)
 
@@ -70,15 +21,11 @@ static void count_add(_Atomic(uint32_t) *count, uint32_t change) {
     atomic_fetch_add_explicit(count, change, memory_order_relaxed);
 }
 
-static uint32_t count(const weir_pool *pool, enum buffer_state state) {
-    return atomic_load_explicit(&pool->counts[state], memory_order_relaxed);
-}
-
 static weir__buffer *to_buffer(const weir_block *block) {
     return WEIR__CONTAINER(block, weir__buffer, block);
 }
 
-static void set_state(weir_pool *pool, weir__buffer *buffer, enum buffer_state state) {
+static void set_state(weir_pool *pool, weir__buffer *buffer, enum weir__buffer_state state) {
     count_add(&pool->counts[buffer->state], UINT32_MAX);
     count_add(&pool->counts[state], 1);
     buffer->state = (uint8_t)state;
@@ -116,7 +63,7 @@ int weir__pool_configure(const weir_pool_options *options, uint32_t mode_buffer_
     return 0;
 }
 
-static void pool_unref(weir_pool *pool) {
+void weir__pool_drop(weir_pool *pool) {
     if (atomic_fetch_sub_explicit(&pool->refs, 1, memory_order_acq_rel) != 1)
         return;
     const weir_allocator *allocator = pool->config.allocator;
@@ -188,91 +135,11 @@ const weir_allocator *weir__pool_allocator(const weir_pool *pool) {
     return pool->config.allocator;
 }
 
-/* ---- the budget ------------------------------------------------------------------------------------- */
-
-static bool add_within(_Atomic(uint64_t) *sum, uint64_t bytes, uint64_t limit, uint64_t *ret_sum) {
-    uint64_t now = atomic_load_explicit(sum, memory_order_relaxed);
-    do {
-        if (bytes > limit || now > limit - bytes)
-            return false;
-    } while (!atomic_compare_exchange_weak_explicit(sum, &now, now + bytes, memory_order_relaxed,
-                                                    memory_order_relaxed));
-    *ret_sum = now + bytes;
-    return true;
-}
-
-static bool use(weir_pool *pool, uint64_t bytes, uint64_t limit) {
-    uint64_t sum;
-    if (!add_within(&pool->used, bytes, limit, &sum))
-        return false;
-    uint64_t peak = atomic_load_explicit(&pool->peak, memory_order_relaxed);
-    while (peak < sum && !atomic_compare_exchange_weak_explicit(&pool->peak, &peak, sum, memory_order_relaxed,
-                                                                memory_order_relaxed))
-        ;
-    return true;
-}
-
-bool weir__pool_charge(weir_pool *pool, uint64_t bytes) {
-    uint64_t sum;
-    if (bytes > 0 && !add_within(&pool->blocks, bytes, pool->block_share, &sum))
-        return false;
-    if (bytes > 0 && !use(pool, bytes, pool->common_bytes)) {
-        atomic_fetch_sub(&pool->blocks, bytes);
-        atomic_store_explicit(&pool->is_wanted, 1, memory_order_relaxed);
-        return false;
-    }
-    atomic_fetch_add_explicit(&pool->refs, 1, memory_order_relaxed);
-    return true;
-}
-
-static void give_back(weir_pool *pool, uint64_t bytes) {
-    atomic_fetch_sub(&pool->used, bytes); /* sequentially consistent: before the look at who waits */
-    if (bytes > 0 && atomic_load(&pool->parked) > 0)
-        pool->config.wake(pool->config.host);
-    pool_unref(pool);
-}
-
-void weir__pool_uncharge(weir_pool *pool, uint64_t bytes) {
-    atomic_fetch_sub(&pool->blocks, bytes);
-    give_back(pool, bytes);
-}
-
-bool weir__pool_charge_private(weir_pool *pool, uint64_t bytes) {
-    if (!use(pool, bytes, pool->config.budget_bytes))
-        return false;
-    atomic_fetch_add_explicit(&pool->privates, bytes, memory_order_relaxed);
-    atomic_fetch_add_explicit(&pool->refs, 1, memory_order_relaxed);
-    return true;
-}
-
-void weir__pool_uncharge_private(weir_pool *pool, uint64_t bytes) {
-    atomic_fetch_sub(&pool->privates, bytes);
-    give_back(pool, bytes);
-}
-
-bool weir__pool_has_private(const weir_pool *pool, uint64_t bytes) {
-    uint64_t used = atomic_load_explicit(&pool->used, memory_order_relaxed);
-    return bytes <= pool->config.budget_bytes - used;
-}
-
-bool weir__pool_is_short(const weir_pool *pool) {
-    uint64_t budget = pool->config.budget_bytes;
-    return atomic_load_explicit(&pool->used, memory_order_relaxed) > budget - budget / 4;
-}
-
-void weir__pool_add_copied(weir_pool *pool, uint64_t bytes) {
-    atomic_fetch_add_explicit(&pool->copied, bytes, memory_order_relaxed);
-}
-
-uint64_t weir__pool_copied(const weir_pool *pool) {
-    return atomic_load_explicit(&pool->copied, memory_order_relaxed);
-}
-
 /* ---- owning buffers --------------------------------------------------------------------------------- */
 
 static weir__buffer *buffer_new(weir_pool *pool) {
     const weir__pool_config *config = &pool->config;
-    if (pool->free_id_count == 0 || !use(pool, config->buffer_bytes, pool->common_bytes))
+    if (pool->free_id_count == 0 || !weir__pool_use(pool, config->buffer_bytes, pool->common_bytes))
         return NULL;
     weir__buffer *buffer = weir__alloc_zeroed(config->allocator, sizeof *buffer);
     uint8_t *data = buffer != NULL ? config->map(config->buffer_bytes) : NULL;
@@ -300,7 +167,7 @@ static void buffer_free(weir_pool *pool, weir__buffer *buffer) {
     config->unmap(buffer->data, config->buffer_bytes);
     weir__free(config->allocator, buffer, sizeof *buffer);
     atomic_fetch_sub(&pool->used, config->buffer_bytes);
-    pool_unref(pool);
+    weir__pool_drop(pool);
 }
 
 static void idle_free(weir_pool *pool, weir__buffer *buffer) {
@@ -323,7 +190,7 @@ static void become_idle(weir_pool *pool, weir__buffer *buffer) {
 /* ---- the kernel's side ------------------------------------------------------------------------------ */
 
 uint32_t weir__pool_available(const weir_pool *pool) {
-    return count(pool, POSTED) + count(pool, FILLING);
+    return weir__pool_count(pool, POSTED) + weir__pool_count(pool, FILLING);
 }
 
 bool weir__pool_publish(weir_pool *pool, weir__pool_buffer *ret_buffer) {
@@ -335,8 +202,8 @@ bool weir__pool_publish(weir_pool *pool, weir__pool_buffer *ret_buffer) {
         weir__list_remove(&buffer->link);
         atomic_store_explicit(&pool->recycled, atomic_load_explicit(&pool->recycled, memory_order_relaxed) + 1,
                               memory_order_relaxed);
-        if (count(pool, IDLE) - 1 < pool->idle_low)
-            pool->idle_low = count(pool, IDLE) - 1;
+        if (weir__pool_count(pool, IDLE) - 1 < pool->idle_low)
+            pool->idle_low = weir__pool_count(pool, IDLE) - 1;
     } else if ((buffer = buffer_new(pool)) == NULL) {
         return false;
     } else {
@@ -449,32 +316,7 @@ void weir__pool_trim(weir_pool *pool) {
     /* What lay idle for the whole time was not needed; half of it goes, the coldest first. */
     for (uint32_t spare = (pool->idle_low + 1) / 2; spare > 0 && !weir__list_is_empty(&pool->idle); spare--)
         idle_free(pool, WEIR__CONTAINER(pool->idle.previous, weir__buffer, link));
-    pool->idle_low = count(pool, IDLE);
-}
-
-/*
- * Levels rise at once. High falls again well below where it rose; parked lasts as long as there is no buffer, although the
- * reserve helps one stream after the other and none may be waiting at the moment.
- */
-uint32_t weir__pool_look_at_pressure(weir_pool *pool) {
-    uint64_t budget = pool->config.budget_bytes, used = atomic_load_explicit(&pool->used, memory_order_relaxed);
-    uint32_t before = atomic_load_explicit(&pool->level, memory_order_relaxed), level;
-    bool may_grow = pool->free_id_count > 0 && used + pool->config.buffer_bytes <= pool->common_bytes;
-    bool is_dry =
-        weir__pool_available(pool) + count(pool, IDLE) == 0 && !may_grow && !weir__pool_has_returned(pool);
-    bool is_parked = atomic_load_explicit(&pool->parked, memory_order_relaxed) > 0;
-    bool is_waiting = (is_dry && is_parked) || pool->parked_for_blocks > 0;
-    if (is_waiting && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES))
-        level = WEIR_PRESSURE_STUCK;
-    else if (is_dry && (is_parked || before >= WEIR_PRESSURE_PARKED))
-        level = WEIR_PRESSURE_PARKED;
-    else if (weir__pool_is_short(pool) || (before > WEIR_PRESSURE_NONE && used > budget - budget / 8 * 3))
-        level = WEIR_PRESSURE_HIGH;
-    else
-        level = WEIR_PRESSURE_NONE;
-    if (level != before)
-        atomic_store_explicit(&pool->level, level, memory_order_relaxed);
-    return level;
+    pool->idle_low = weir__pool_count(pool, IDLE);
 }
 
 /* ---- coming back ------------------------------------------------------------------------------------ */
@@ -488,14 +330,14 @@ void weir__pool_return(weir_block *block) {
         if (top == CLOSED) {
             atomic_fetch_sub_explicit(&pool->counts[RETIRED], 1, memory_order_relaxed);
             buffer_free(pool, to_buffer(block));
-            pool_unref(pool);
+            weir__pool_drop(pool);
             return;
         }
         block->next = top;
     } while (!atomic_compare_exchange_weak(&pool->returned, &top, block));
     if (atomic_load(&pool->parked) > 0)
         pool->config.wake(pool->config.host);
-    pool_unref(pool);
+    weir__pool_drop(pool);
 }
 
 static void collect(weir_pool *pool, weir_block *block) {
@@ -531,7 +373,7 @@ static void close_returns(weir_pool *pool) {
     weir__pool_collect(pool);
     collect(pool, atomic_exchange(&pool->returned, CLOSED));
     weir__pool_free_idle(pool);
-    pool_unref(pool);
+    weir__pool_drop(pool);
 }
 
 void weir__pool_close(weir_pool *pool) {
@@ -554,7 +396,7 @@ WEIR_API weir_pool *weir_pool_ref(weir_pool *pool) {
 
 WEIR_API weir_pool *weir_pool_unref(weir_pool *pool) {
     if (pool != NULL && !weir__fork_is_child(pool->config.generation))
-        pool_unref(pool);
+        weir__pool_drop(pool);
     return NULL;
 }
 
@@ -575,10 +417,10 @@ WEIR_API int weir_pool_get_stats(const weir_pool *pool, weir_pool_stats *stats) 
     stats->level = atomic_load(&pool->level);
     stats->buffer_bytes = pool->config.buffer_bytes;
     stats->window_buffers = atomic_load(&pool->window);
-    stats->buffers_idle = count(pool, IDLE);
-    stats->buffers_posted = count(pool, POSTED);
-    stats->buffers_filling = count(pool, FILLING);
-    stats->buffers_retired = count(pool, RETIRED);
+    stats->buffers_idle = weir__pool_count(pool, IDLE);
+    stats->buffers_posted = weir__pool_count(pool, POSTED);
+    stats->buffers_filling = weir__pool_count(pool, FILLING);
+    stats->buffers_retired = weir__pool_count(pool, RETIRED);
     stats->pinned_bytes = (uint64_t)stats->buffers_retired * pool->config.buffer_bytes;
     stats->parked_streams = atomic_load(&pool->parked);
     stats->starved = atomic_load(&pool->starved);
@@ -597,8 +439,8 @@ bool weir__pool_is_consistent(const weir_pool *pool) {
         if (buffer->id != id || !is_balanced(buffer) || buffer->offset > pool->config.buffer_bytes)
             return false;
     }
-    for (enum buffer_state state = IDLE; state < STATES; state++)
-        if (counts[state] != count(pool, state))
+    for (enum weir__buffer_state state = IDLE; state < STATES; state++)
+        if (counts[state] != weir__pool_count(pool, state))
             return false;
     uint64_t used = atomic_load(&pool->used), blocks = atomic_load(&pool->blocks);
     return owned + pool->free_id_count == pool->max_buffers &&
