@@ -24,8 +24,11 @@ bool weir__stream_is_reading(const weir_stream *stream) {
 /* Hand out no more than was granted. */
 static void deliver(weir_stream *stream, const weir_slice *slice) {
     WEIR__ASSERT(slice->size <= stream->credit);
-    if (stream->credit != UINT64_MAX)
+    if (stream->credit != UINT64_MAX) {
         stream->credit -= slice->size;
+        if (stream->credit == 0)
+            weir__stream_mark(stream); /* from now on reading is held back */
+    }
     if (stream->pipe_to != NULL)
         weir__pipe_forward(stream, slice);
     else

@@ -91,8 +91,18 @@ static int64_t last_progress(const connection *c) {
     return later(later(c->opened_at, c->ours->sent_at), later(c->peer_took_at, c->queue_began));
 }
 
+/* The library has given a stream up; what the kernel still does for it, before it has been taken back, is no activity. */
+static void note_failure(connection *c) {
+    if (c->failed_at != 0 || !c->stream->has_failed)
+        return;
+    c->failed_at = sim.now_ns;
+    c->active_before = last_activity(c);
+    c->progress_before = last_progress(c);
+}
+
 void check_idle(const connection *c) {
-    int64_t active = last_activity(c), passed = sim.now_ns - active;
+    int64_t active = c->failed_at != 0 ? c->active_before : last_activity(c);
+    int64_t passed = (c->failed_at != 0 ? c->failed_at : sim.now_ns) - active;
     if (c->held_from >= active && c->held_until > c->held_from)
         passed -= c->held_until - c->held_from;
     sim_event(SIM_EVENT_IDLE_TIMEOUT);
@@ -104,7 +114,7 @@ void check_idle(const connection *c) {
 }
 
 void check_write_timeout(const connection *c) {
-    int64_t passed = sim.now_ns - last_progress(c);
+    int64_t passed = c->failed_at != 0 ? c->failed_at - c->progress_before : sim.now_ns - last_progress(c);
     sim_event(SIM_EVENT_WRITE_TIMEOUT);
     sim_require(c->write_ns > 0 && (c->peer_took < c->app_wrote || app.max_turn_events > 0),
                 "a write timeout, and nothing is queued");
@@ -118,6 +128,7 @@ void check_write_timeout(const connection *c) {
 static void check_times(connection *c, bool is_memory_short) {
     enum { LOOKS = 4 };
     const weir_stream *stream = c->stream;
+    note_failure(c);
     if (is_memory_short)
         c->waited_at = sim.now_ns;
     if (c->is_held_back || c->pipe_to != NULL || c->callbacks->on_data == NULL)

@@ -156,6 +156,7 @@ static void join(connection *from, connection *to) {
     to->pipe_from = from;
     from->piped = from->stream->bytes_piped;
     to->is_full_for_pipe = false;
+    to->turns_full = 0; /* another's */
     note_piped(to);
 }
 

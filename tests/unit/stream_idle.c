@@ -130,6 +130,26 @@ static void a_metered_stream_without_credit_is_not_idle(void **state) {
     ends_at(140 * ms, WEIR_CLOSE_IDLE);
 }
 
+/* With what was granted last its reading is held back, at once: that was noted when the receive had been taken back, a turn
+ * later, and the time until then, in which the application did other things, made it idle. */
+static void a_stream_is_held_back_from_the_byte_on_that_used_its_grant_up(void **state) {
+    (void)state;
+    int fd;
+    weir_stream_options options = idles;
+    options.flags = WEIR_STREAM_METERED;
+    weir_stream *stream = adopt(&options, &fd);
+    test_ok(weir_stream_grant(stream, 1));
+    turns();
+    script_receive(live_receive(fd), "a", 1, true); /* its last completion is on its way */
+    assert_true(weir_loop_run_once(f.loop, 0) >= 0);
+    assert_int_equal(told.datas, 1);
+    script_advance_ns(5 * timeout_ns);
+    test_ok(weir_stream_grant(stream, 1));
+    begin = weir__sys_now();
+    turns();
+    ends_at(timeout_ns, WEIR_CLOSE_IDLE);
+}
+
 static void a_stream_that_nobody_listens_to_is_not_idle(void **state) {
     (void)state;
     static const weir_stream_callbacks deaf = { .size = sizeof deaf, .on_close = on_close };
@@ -224,6 +244,7 @@ int main(void) {
         time_test(what_is_taken_while_paused_begins_the_idle_time_anew),
         time_test(a_paused_stream_that_has_ended_is_not_idle_before_that_is_told),
         time_test(a_metered_stream_without_credit_is_not_idle),
+        time_test(a_stream_is_held_back_from_the_byte_on_that_used_its_grant_up),
         time_test(a_stream_that_nobody_listens_to_is_not_idle),
         cmocka_unit_test_setup_teardown(a_stream_that_waits_for_memory_is_not_idle, setup_small, teardown),
         time_test(the_idle_time_begins_with_the_start),
