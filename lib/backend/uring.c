@@ -53,6 +53,15 @@ static bool may_serve(const weir__uring *u) {
     return u->group.parked_count > 0 && weir__pool_available(u->group.pool) == 0 && weir__uring_has_private(u);
 }
 
+/*
+ * While completions lie outside of the queue, which was full, the kernel ends each multishot that has one more. Those are
+ * not started again before all have been taken: where many have something to say at once, a thousand ended peers, say,
+ * they would be ended again, and so without end.
+ */
+static bool has_overflown(const weir__uring *u) {
+    return (weir__ring_flags(u->ring) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
+
 static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     weir__uring *u = weir__uring_of(backend);
     int r = 0;
@@ -67,13 +76,16 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     weir__pool_collect(u->group.pool);
     weir__uring_group_refill(&u->group);
     bool has_waiting = u->group.parked_count > 0 && unpark(u);
-    weir__uring_submit_waiting(u);
-    while (!weir__list_is_empty(&u->waiting)) { /* more than the queue has entries */
+    if (WEIR__LIKELY(!has_overflown(u)))
+        weir__uring_submit_waiting(u);
+    while (!weir__list_is_empty(&u->waiting) && !has_overflown(u)) { /* more than the queue has entries */
         r = enter(u, 0, 0);
         if (r <= 0)
             return r;
         weir__uring_submit_waiting(u);
     }
+    if (!weir__list_is_empty(&u->waiting))
+        timeout_ns = 0;
     if (!weir__list_is_empty(&u->finished))
         timeout_ns = 0; /* something ended just now, without the kernel */
     if (has_waiting || may_serve(u))
@@ -84,7 +96,7 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
 
 /* Every completion has been taken: is the kernel where we think it is? */
 static void cross_check(weir__uring *u) {
-    if ((weir__ring_flags(u->ring) & IORING_SQ_CQ_OVERFLOW) != 0) {
+    if (has_overflown(u)) {
         u->base.stats.overflows += !u->is_overflown;
         u->is_overflown = true;
         return;

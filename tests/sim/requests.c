@@ -259,13 +259,24 @@ static int polled_for(const request *r) {
     return sim_poll(r->socket) & (int)(r->sqe.poll32_events | POLLERR | POLLHUP | POLLRDHUP);
 }
 
+/* A poll for changes may end with what it tells, now and then: one that always did would be told the same without end. */
+static bool is_last_of_poll(const weir__ring *ring, const request *r) {
+    enum { APART_NS = 1000000 };
+    if ((r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !sim_has_room(ring))
+        return true;
+    if (sim.now_ns - r->socket->poll_ended_at < APART_NS || !sim_fault(SIM_WATCH_END))
+        return false;
+    r->socket->poll_ended_at = sim.now_ns;
+    return true;
+}
+
 static bool run_poll(weir__ring *ring, request *r) {
     if (r->socket->kind == SIM_EVENTFD) {
         if (r->signals == r->socket->signals)
             return false;
         r->signals = r->socket->signals;
         sim_event(SIM_EVENT_WOKEN);
-        bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !sim_has_room(ring) || sim_fault(SIM_WATCH_END);
+        bool ends = is_last_of_poll(ring, r);
         if (ends)
             sim_end_request(ring, r, POLLIN, 0);
         else
@@ -284,7 +295,7 @@ static bool run_poll(weir__ring *ring, request *r) {
         sim_event(SIM_EVENT_RECEIVE_POLLED);
     else
         sim_event((events & POLLERR) != 0 ? SIM_EVENT_WATCHED_RESET : SIM_EVENT_WATCHED_END);
-    bool ends = (r->sqe.len & IORING_POLL_ADD_MULTI) == 0 || !sim_has_room(ring) || sim_fault(SIM_WATCH_END);
+    bool ends = is_last_of_poll(ring, r);
     if (ends)
         sim_end_request(ring, r, events, 0);
     else

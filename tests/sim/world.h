@@ -159,6 +159,7 @@ struct sim_socket {
     sim_bytes received;
     size_t room;                 /* for received */
     uint64_t sent;               /* taken from it by the kernel */
+    int64_t poll_ended_at;       /* a poll for changes, although it could have gone on */
     int64_t sent_at, brought_at; /* when something last was, and when something was given to it */
     void *peer;                  /* peers.c's: the connection that it is an end of */
     /* listener */

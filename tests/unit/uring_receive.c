@@ -407,6 +407,31 @@ static void dispatch_stops_at_its_limit_and_goes_on(void **state) {
 
 /* ---- overflow --------------------------------------------------------------------------------------- */
 
+/* While completions wait outside of a full queue the kernel ends each multishot that has one more. More watches of ended
+ * peers than the queue has entries kept it that way: all were started again, were told of the end again, and so for ever. */
+static void nothing_is_started_while_completions_are_in_overflow(void **state) {
+    (void)state;
+    owners_init(o, 2);
+    rig_open_default();
+    script_entry *entry = rig_receive(&o[0], 7);
+    script_receive(entry, "last", 4, false);
+    script_overflow(true);
+    rig_dispatch();
+    told_bytes(&o[0], "last");
+    r.backend->verbs->watch(r.backend, &o[1].op, 8);
+    for (int i = 0; i < 3; i++) {
+        r.backend->verbs->wait(r.backend, 1000);
+        assert_int_equal(script_unseen(), 0);
+        assert_int_equal(script_last_enter().timeout_ns, 0); /* there is something to do */
+        rig_dispatch();
+    }
+    script_overflow(false);
+    rig_submit();
+    (void)script_expect(IORING_OP_RECV, 7);
+    (void)script_expect(IORING_OP_POLL_ADD, 8);
+    rig_cancel_and_close(o, 2);
+}
+
 static void overflow_is_counted_once_and_loses_nothing(void **state) {
     (void)state;
     owner_init(o);
@@ -463,6 +488,7 @@ int main(void) {
         rig_test(end_may_carry_the_last_word_on_a_buffer),
         rig_test(final_may_start_the_operation_again),
         rig_test(dispatch_stops_at_its_limit_and_goes_on),
+        rig_test(nothing_is_started_while_completions_are_in_overflow),
         rig_test(overflow_is_counted_once_and_loses_nothing),
     };
     return cmocka_run_group_tests_name("uring-receive", tests, NULL, NULL);
