@@ -8,11 +8,13 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -82,6 +84,51 @@ int weir__sys_send(int fd, const void *data, size_t size) {
 
 int weir__sys_receive(int fd, void *data, size_t size) {
     CALL(recv(fd, data, size, MSG_DONTWAIT));
+}
+
+int weir__sys_send_vectors(int fd, const struct iovec *vectors, size_t count) {
+    struct msghdr header = { .msg_iov = (struct iovec *)(uintptr_t)vectors, .msg_iovlen = count };
+    CALL(sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+int weir__sys_accept(int fd) {
+    CALL(accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC));
+}
+
+int weir__sys_epoll(void) {
+    CALL(epoll_create1(EPOLL_CLOEXEC));
+}
+
+int weir__sys_epoll_set(int epoll, int operation, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event event = { .events = events, .data.u64 = data };
+    CALL(epoll_ctl(epoll, operation, fd, &event));
+}
+
+static int epoll_wait_ms(int epoll, struct epoll_event *events, int most, int64_t timeout_ns) {
+    const int64_t ns_per_ms = 1000000;
+    /* Rounded up: a timer that is not due yet would be looked at again and again. */
+    int64_t ms = timeout_ns / ns_per_ms + (timeout_ns % ns_per_ms > 0);
+    CALL(epoll_wait(epoll, events, most, timeout_ns < 0 ? -1 : ms < INT32_MAX ? (int)ms : INT32_MAX));
+}
+
+static int epoll_wait_ns(int epoll, struct epoll_event *events, int most, int64_t timeout_ns) {
+    const int64_t ns_per_s = 1000000000;
+    /* As the kernel has it; the C library's structure may be another. */
+    struct {
+        int64_t seconds, nanoseconds;
+    } timeout = { timeout_ns / ns_per_s, timeout_ns % ns_per_s };
+    CALL(syscall(SYS_epoll_pwait2, epoll, events, most, &timeout, NULL, (size_t)0));
+}
+
+int weir__sys_epoll_wait(int epoll, struct epoll_event *events, int most, int64_t timeout_ns) {
+    static _Atomic(int) is_missing; /* epoll_pwait2: before Linux 5.11, or behind a filter that does not know it */
+    if (timeout_ns > 0 && atomic_load_explicit(&is_missing, memory_order_relaxed) == 0) {
+        int r = epoll_wait_ns(epoll, events, most, timeout_ns);
+        if (r != -ENOSYS && r != -EPERM)
+            return r;
+        atomic_store_explicit(&is_missing, 1, memory_order_relaxed);
+    }
+    return epoll_wait_ms(epoll, events, most, timeout_ns);
 }
 
 int weir__sys_unsent(int fd) {
@@ -214,6 +261,10 @@ uint32_t weir__sys_kernel_version(void) {
         major = minor = patch = 0;
     errno = saved;
     return major << 16 | (minor < 255 ? minor : 255) << 8 | (patch < 255 ? patch : 255);
+}
+
+const char *weir__sys_environment(const char *name) {
+    return secure_getenv(name);
 }
 
 uintptr_t weir__sys_thread(void) {
