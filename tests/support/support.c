@@ -90,6 +90,8 @@ static uint32_t mode_under_test(void) {
         return WEIR_BACKEND_AUTO;
     if (strcmp(mode, "incremental") == 0)
         return WEIR_BACKEND_URING_INCREMENTAL;
+    if (strcmp(mode, "epoll") == 0)
+        return WEIR_BACKEND_EPOLL;
     assert_string_equal(mode, "classic");
     return WEIR_BACKEND_URING_CLASSIC;
 }

@@ -46,7 +46,7 @@ typedef struct test_fixture {
     unsigned fds, threads; /* before the loop */
 } test_fixture;
 
-/* A loop of the mode under test (WEIR_TEST_MODE in the environment: incremental, classic; default AUTO). @tuning and
+/* A loop of the mode under test (WEIR_TEST_MODE in the environment: incremental, classic, epoll; default AUTO). @tuning and
  * @pool may be NULL. Asserts success. */
 struct weir__tuning;
 void test_open(test_fixture *fixture, const struct weir__tuning *tuning, const weir_pool_options *pool);
