@@ -31,6 +31,8 @@ static int enter(weir__uring *u, unsigned wait, int64_t timeout_ns) {
  * some. Return: there are buffers, and more streams that wait for them. */
 static bool unpark(weir__uring *u) {
     uint32_t count = weir__pool_available(u->group.pool);
+    if (u->group.parked_for_blocks > 0 && !weir__uring_has_private(u))
+        weir__pool_free_idle(u->group.pool);
     bool has_room = weir__uring_has_private(u);
     weir__link *link = u->group.parked.next;
     while (link != &u->group.parked) {
