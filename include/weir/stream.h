@@ -82,9 +82,7 @@ typedef struct weir_stream_options {
     int64_t
         idle_timeout_ns; /* nothing read and nothing taken of what is written; stands still while reading is held
                                    back: paused, not granted, a full pipe, no memory; default none */
-    int64_t
-        write_timeout_ns; /* something is queued, and the peer takes nothing (of what the kernel holds of ours, not
-                                * since half of that time); default 60 s */
+    int64_t write_timeout_ns;  /* something is queued, and the peer takes nothing; default 60 s */
     int64_t linger_timeout_ns; /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */
 } weir_stream_options;
 
