@@ -218,6 +218,11 @@ static void free_uring(weir__backend *backend) {
     weir__free(u->allocator, u, sizeof *u);
 }
 
+/* Operations hold their files, and nothing is remembered of a descriptor. */
+static void forget(weir__backend *backend, int fd) {
+    (void)backend, (void)fd;
+}
+
 static const weir__backend_verbs verbs = {
     .enable = enable,
     .receive = weir__uring_receive,
@@ -227,6 +232,7 @@ static const weir__backend_verbs verbs = {
     .watch = weir__uring_watch,
     .poll = weir__uring_poll,
     .cancel = weir__uring_cancel,
+    .forget = forget,
     .is_starved = weir__uring_is_starved,
     .wait = wait_for,
     .dispatch = dispatch,
