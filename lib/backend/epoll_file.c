@@ -116,6 +116,8 @@ void weir__epoll_file_forget(weir__epoll *e, weir__epoll_file *file) {
 
 void weir__epoll_file_ignore(weir__epoll *e, weir__epoll_file *file, uint32_t events) {
     uint32_t rest = file->registered & ~events;
-    if (rest != file->registered && set(e, file, EPOLL_CTL_MOD, rest) >= 0)
+    /* For nothing at all it would still be registered, and nobody would remove it. */
+    int operation = rest != 0 ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+    if (rest != file->registered && set(e, file, operation, rest) >= 0)
         file->registered = rest;
 }
