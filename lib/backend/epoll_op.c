@@ -131,7 +131,8 @@ static void start_output(weir__epoll *e, weir__op *op) {
 
 void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue) {
     weir__epoll *e = weir__epoll_of(backend);
-    start(e, op, WEIR__OP_SEND, fd, queue, 0);
+    /* What is written from now on is the next one's: the stream may be corked before this one is tried. */
+    start(e, op, WEIR__OP_SEND, fd, queue, (uint32_t)weir__min_u64(queue->bytes, SEND_BYTES));
     start_output(e, op);
 }
 
@@ -392,7 +393,7 @@ static void wait_for_room(weir__epoll *e, weir__op *op) {
 
 static void try_send(weir__epoll *e, weir__op *op) {
     struct iovec vectors[VECTORS];
-    unsigned count = weir__sendq_gather(op->data, vectors, VECTORS, SEND_BYTES);
+    unsigned count = weir__sendq_gather(op->data, vectors, VECTORS, op->size);
     int r = count == 1 ? weir__sys_send(op->fd, vectors[0].iov_base, vectors[0].iov_len)
                        : weir__sys_send_vectors(op->fd, vectors, count);
     if (r == -EAGAIN)
