@@ -614,8 +614,9 @@ int weir__sys_setsockopt(int fd, int level, int name, int value) {
 }
 
 int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
-    (void)level;
     *ret_value = name == SO_TYPE ? SOCK_STREAM : name == SO_DOMAIN ? AF_INET : 0;
+    if (level == SOL_SOCKET && name == SO_PROTOCOL)
+        *ret_value = IPPROTO_TCP;
     if (name == SO_ERROR) {
         *ret_value = script.socket_error;
         script.socket_error = 0;

@@ -92,9 +92,9 @@ static void tell_story(void) {
 
 /* The options that bring this run about again. */
 static void print_options(FILE *to, const sim_config *config) {
-    fprintf(to, "--seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s%s", config->seed,
-            config->steps, config->connections, config->faults, config->classic ? " --classic" : "",
-            config->no_caps ? " --no-caps" : "");
+    fprintf(to, "--seed %" PRIu64 " --steps %" PRIu64 " --connections %u --faults %#" PRIx64 "%s%s%s",
+            config->seed, config->steps, config->connections, config->faults, config->classic ? " --classic" : "",
+            config->no_caps ? " --no-caps" : "", config->epoll ? " --epoll" : "");
     for (unsigned i = 0; i < config->skip_count; i++)
         fprintf(to, " --skip %" PRIu64 "..%" PRIu64, config->skips[i].first, config->skips[i].last);
     fprintf(to, "\n");
@@ -399,17 +399,17 @@ static void shrink(sim_config config) {
 /* ---- the command ------------------------------------------------------------------------------------ */
 
 static void usage(FILE *to) {
-    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M] [--classic] [--no-caps] [--trace] [--shrink]\n"
-                "           [--report] [--steps N] [--connections N] [--faults MASK] [--skip A..B]...\n"
+    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M] [--classic] [--no-caps] [--epoll] [--trace]\n"
+                "           [--shrink] [--report] [--steps N] [--connections N] [--faults MASK] [--skip A..B]...\n"
                 "\n"
                 "Runs the library on a simulated kernel, one random program a seed. One seed in four uses classic "
-                "rings,\none in three a kernel that cannot limit receives.\n");
+                "rings,\none in four epoll, and one in three a kernel that cannot limit receives.\n");
 }
 
 typedef struct command {
     uint64_t first, last;
     double minutes;
-    bool is_shrinking, wants_report, is_classic, is_without_caps, is_tap;
+    bool is_shrinking, wants_report, is_classic, is_without_caps, is_epoll, is_tap;
     sim_config config;
 } command;
 
@@ -452,6 +452,8 @@ static int parse_options(int argc, char **argv, command *c) {
             c->is_classic = true;
         } else if (strcmp(option, "--no-caps") == 0) {
             c->is_without_caps = true;
+        } else if (strcmp(option, "--epoll") == 0) {
+            c->is_epoll = true;
         } else if (strcmp(option, "--trace") == 0) {
             c->config.trace = true;
         } else if (strcmp(option, "--shrink") == 0) {
@@ -483,8 +485,10 @@ int main(int argc, char **argv) {
     double began = seconds(), told = began;
     for (uint64_t seed = c.first; seed <= c.last; seed++) {
         c.config.seed = seed;
-        c.config.classic = c.is_classic || seed % 4 == 1;
-        c.config.no_caps = c.is_without_caps || seed % 3 == 2;
+        bool is_uring = c.is_classic || c.is_without_caps;
+        c.config.epoll = c.is_epoll || (seed % 4 == 3 && !is_uring);
+        c.config.classic = !c.config.epoll && (c.is_classic || seed % 4 == 1);
+        c.config.no_caps = !c.config.epoll && (c.is_without_caps || seed % 3 == 2);
         if (c.is_shrinking) {
             shrink(c.config);
             continue;

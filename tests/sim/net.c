@@ -338,6 +338,8 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
         *ret_value = SOCK_STREAM;
     } else if (level == SOL_SOCKET && name == SO_DOMAIN) {
         *ret_value = socket->is_tcp ? AF_INET : AF_UNIX;
+    } else if (level == SOL_SOCKET && name == SO_PROTOCOL) {
+        *ret_value = socket->is_tcp ? IPPROTO_TCP : 0;
     } else if (level == SOL_SOCKET && name == SO_ACCEPTCONN) {
         *ret_value = socket->kind == SIM_LISTENER;
     } else {
@@ -380,7 +382,10 @@ int weir__sys_socketpair(int ret_fds[2]) {
 
 int weir__sys_send(int fd, const void *data, size_t size) {
     sim_socket *socket = sim_socket_of(fd);
-    return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
+    const struct iovec one = { (void *)(uintptr_t)data, size };
+    if (socket == NULL)
+        return -EBADF;
+    return sim.config.epoll ? weir__sys_send_vectors(fd, &one, 1) : sim_transmit(socket, data, size);
 }
 
 /* How much a receive of @size brings now. It stops at the urgent mark, or goes over it if it begins there. A signal that comes

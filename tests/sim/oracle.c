@@ -54,7 +54,7 @@ void check_reason(const connection *c, int reason, int error) {
         break;
     default:
         sim_require(reason == WEIR_CLOSE_ERROR, "reason %d", reason);
-        sim_require((error == -ENOMEM && lacked_memory) ||
+        sim_require(((error == -ENOMEM || (error == -ENOSPC && sim.config.epoll)) && lacked_memory) ||
                         ((error == -ECONNRESET || error == -EPIPE || error == -ENOTCONN) && has_gone),
                     "connection %llu: closed with %s, for no reason", (unsigned long long)c->number,
                     weir_error_name(error));

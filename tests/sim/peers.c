@@ -201,7 +201,14 @@ bool sim_world_step(void) {
 }
 
 void sim_between(sim_socket *socket) {
-    if (app.loop == NULL || !sim_fault(SIM_RESET_BETWEEN))
+    if (app.loop == NULL)
+        return;
+    if (sim.config.epoll && sim_fault(SIM_ACT_BETWEEN)) {
+        connection *c = sim_random(2) == 0 ? socket->peer : any_connection();
+        if (c != NULL && c->is_used && c->socket != NULL && !c->peer_gone && !c->peer_is_dead)
+            (void)peer_write(c);
+    }
+    if (!sim_fault(SIM_RESET_BETWEEN))
         return;
     connection *c = sim_random(2) == 0 ? socket->peer : any_connection();
     if (c != NULL && c->is_used && c->socket != NULL && !c->peer_gone)

@@ -251,7 +251,8 @@ static weir_loop *open_loop(const weir_loop_options *options) {
     sim.is_calm = true; /* what else is opened now is not tested here */
     if (r == 0)
         return loop;
-    sim_require(r == -ENOMEM || r == -EMFILE, "a loop could not be made: %s", weir_error_name(r));
+    sim_require(r == -ENOMEM || r == -EMFILE || (r == -ENOSPC && sim.config.epoll), "a loop could not be made: %s",
+                weir_error_name(r));
     sim_require(loop == NULL && app.live_blocks == 0 && sim.mappings == 0 && sim.descriptors == 0,
                 "a loop that could not be made left something behind");
     sim_require(weir__loop_new(options, &tuning, &loop) == 0, "no loop");
@@ -273,8 +274,9 @@ static void open_all(void) {
         pool.reserve_bytes += 64 << 10;
     }
     weir_loop_options options = { .size = sizeof options,
-                                  .backend = sim.config.classic ? WEIR_BACKEND_URING_CLASSIC
-                                                                : WEIR_BACKEND_URING_INCREMENTAL,
+                                  .backend = sim.config.epoll     ? WEIR_BACKEND_EPOLL
+                                             : sim.config.classic ? WEIR_BACKEND_URING_CLASSIC
+                                                                  : WEIR_BACKEND_URING_INCREMENTAL,
                                   .flags = WEIR_LOOP_KEEP_RUNNING,
                                   .pool = &pool,
                                   .allocator = &counting_allocator,
