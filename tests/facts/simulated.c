@@ -87,6 +87,10 @@ void sim_between(sim_socket *socket) {
     (void)socket;
 }
 
+void sim_received(const sim_socket *socket) {
+    (void)socket;
+}
+
 void sim_worker(const sim_socket *socket) {
     (void)socket;
     workers++;

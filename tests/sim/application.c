@@ -13,7 +13,7 @@ static void abort_connection(connection *c) {
     sim_note("connection %llu: abort", (unsigned long long)c->number);
     note_all_piped(c);
     c->was_aborted = c->is_closing = true;
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
     sim_require(weir_stream_abort(c->stream) == 0, "abort failed");
 }
 
@@ -21,7 +21,7 @@ static void pause_connection(connection *c) {
     note_all_piped(c);
     c->is_paused = true;
     note_held_back(c);
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
     sim_require(weir_stream_pause(c->stream) == 0, "pause failed");
 }
 
@@ -29,7 +29,7 @@ void resume_connection(connection *c) {
     note_all_piped(c);
     c->is_paused = false;
     note_held_back(c);
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in); /* it may have starved since the pause */
+    forget_starved(c); /* it may have starved since the pause */
     sim_require(weir_stream_resume(c->stream) == 0, "resume failed");
 }
 
@@ -39,7 +39,7 @@ void close_connection(connection *c) {
     c->is_closing = true;
     c->closed_after_end = c->end_told;
     c->closed_in_calm = app.is_time_honest;
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }
 
@@ -417,7 +417,7 @@ static void notice_end(connection *c) {
     sim_require(c->peer_shut || (c->peer_gone && !c->peer_was_reset), "an end that the peer did not send");
     c->is_closing = c->closed_after_end = true;
     c->closed_in_calm = app.is_time_honest;
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
 }
 
 static void on_close(weir_stream *stream, int reason, int error, void *userdata) {
@@ -441,7 +441,7 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     c->reason = reason;
     c->error = error;
     app.streams_closed++;
-    sim_ring_forget((uint64_t)(uintptr_t)&stream->in);
+    forget_starved(c);
     sim_note("connection %llu (%s): closed, reason %d, %s", (unsigned long long)c->number, role_names[c->role],
              reason, weir_error_name(error));
     if (c->partner != NULL && c->partner->is_used && c->partner->stream != NULL && c->partner->closes == 0 &&

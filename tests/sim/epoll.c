@@ -43,6 +43,8 @@ void sim_made_room(sim_socket *reader) {
     bool is_much = writer->is_tcp ? used <= reader->room / 3 * 2 : used <= reader->room / 4;
     if (!is_much || (writer->is_tcp && !writer->wants_room))
         return;
+    if (writer->wants_room)
+        sim_event(SIM_EVENT_ROOM_TOLD);
     writer->wants_room = false;
     sim_changed(writer);
 }
@@ -150,11 +152,13 @@ int weir__sys_epoll_set(int epoll_fd, int operation, int fd, uint32_t events, ui
     case EPOLL_CTL_MOD:
         if (found != NULL)
             *found = fresh;
+        sim_event(SIM_EVENT_REGISTERED_ANEW);
         break;
     default:
         sim_require(operation == EPOLL_CTL_DEL, "epoll_ctl %d", operation);
         if (found != NULL)
             forget(epoll, found);
+        sim_event(SIM_EVENT_DEREGISTERED);
     }
     return found != NULL ? 0 : -ENOENT;
 }
@@ -240,6 +244,8 @@ static int sleep_until(sim_socket *epoll, struct epoll_event *ret_events, int mo
             sim_check_sleep(deadline);
         if (sim_fault(SIM_ENTER_EINTR))
             return -EINTR;
+        if (sim_fault(SIM_SPURIOUS_WAKE))
+            return 0;
         sim_other_thread();
         if (sim_world_step() || has_owed(epoll))
             continue;
@@ -307,8 +313,8 @@ int weir__sys_send_vectors(int fd, const struct iovec *vectors, size_t count) {
         if (socket->other != NULL)
             sim_made_room(socket->other);
     }
-    if (sent == 0 && r != -EAGAIN)
-        sim_event(SIM_EVENT_SEND_FAILED);
+    if (sent == 0)
+        sim_event(r == -EAGAIN ? SIM_EVENT_NO_ROOM : SIM_EVENT_SEND_FAILED);
     if (sent > 0)
         sim_epoll_useful();
     return sent > 0 ? (int)sent : r;

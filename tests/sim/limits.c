@@ -34,7 +34,7 @@ void spend(connection *c, uint64_t bytes) {
 
 void grant(connection *c, uint64_t bytes) {
     note_all_piped(c);
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
     sim_require(weir_stream_grant(c->stream, bytes) == 0, "grant failed");
     bool is_all = bytes == UINT64_MAX || c->credit == UINT64_MAX;
     c->credit = is_all ? UINT64_MAX : c->credit + bytes;

@@ -421,8 +421,7 @@ int weir__sys_receive(int fd, void *data, size_t size) {
     sim.operations++;
     sim_between(socket);
     sim_settle(socket);
-    if (!sim.config.epoll)
-        sim_ring_received(socket);
+    (sim.config.epoll ? sim_received : sim_ring_received)(socket);
     size_t most = receivable(socket, size);
     sim_take(socket, data, most);
     if (most > 0 && !socket->is_shut)
@@ -433,8 +432,12 @@ int weir__sys_receive(int fd, void *data, size_t size) {
         return (int)most;
     if (sim_readable(socket) > 0)
         return -EAGAIN; /* and something is there all the same */
-    if (socket->is_reset && socket->has_error && !socket->ended_first)
+    if (socket->is_reset && socket->has_error && !socket->ended_first) {
+        sim_event(SIM_EVENT_BROUGHT_ERROR);
         return sim_take_error(socket);
+    }
+    if (socket->has_ended)
+        sim_event(SIM_EVENT_BROUGHT_END);
     return socket->has_ended ? 0 : -EAGAIN;
 }
 

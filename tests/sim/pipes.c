@@ -102,7 +102,7 @@ void note_piped(connection *to) {
     }
     check_mark(to, more > 0);
     if (more > 0 || to->is_full_for_pipe) /* what was taken back for that is armed anew, not again */
-        sim_ring_forget((uint64_t)(uintptr_t)&from->stream->in);
+        forget_starved(from);
 }
 
 /* While it is full nothing is received for it: what is under way is taken back, soon. */
@@ -194,8 +194,8 @@ void pipe_some(connection *c) {
     sim_note("connection %llu: piped to %llu%s", (unsigned long long)c->number, (unsigned long long)to->number,
              is_both ? ", and back" : "");
     sim_event(SIM_EVENT_PIPED);
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
-    sim_ring_forget((uint64_t)(uintptr_t)&to->stream->in);
+    forget_starved(c);
+    forget_starved(to);
     join(c, to);
     if (is_both)
         join(to, c);
@@ -239,7 +239,7 @@ static void begin_to_close(connection *c, bool is_after_end) {
     c->is_closing = true;
     c->closed_after_end = is_after_end;
     c->closed_in_calm = app.is_time_honest;
-    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    forget_starved(c);
 }
 
 /* A pair closes by itself, when both have ended. */

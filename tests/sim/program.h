@@ -64,7 +64,8 @@ typedef struct connection {
     uint64_t own_wrote; /* by the application itself: the pattern out_seed */
     /* joined to others */
     struct connection *pipe_to, *pipe_from;
-    uint64_t piped; /* passed on, of the library's count, that is in segments */
+    uint64_t starved_in; /* the look that found it to be; 0: it is not */
+    uint64_t piped;      /* passed on, of the library's count, that is in segments */
     bool is_full_for_pipe, is_pipe_broken;
     uint64_t full_queue, full_at_out, came_before;
     uint64_t piped_before;
@@ -140,7 +141,7 @@ typedef struct application {
     uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
     int64_t posted_at[MOST_POSTS];    /* by number */
     bool is_in_thread, is_unix, no_new, may_fail;
-    uint64_t streams_closed, checks;
+    uint64_t streams_closed, checks, looks;
 } application;
 
 extern application app;
@@ -193,6 +194,13 @@ void notice_pair(connection *c);
 void end_pipes(connection *c, int reason, int error);
 void flush_some(connection *c);
 void check_flushes(const connection *c, int error);
+
+/* ---- starved.c -------------------------------------------------------------------------------------- */
+
+/* It has been changed what @c is to receive: its place among the starved ones means nothing now. */
+void forget_starved(connection *c);
+/* Look who is starved now. */
+void note_starved(void);
 
 /* ---- limits.c --------------------------------------------------------------------------------------- */
 

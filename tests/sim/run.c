@@ -50,6 +50,7 @@ static void post_one(void) {
 }
 
 void sim_other_thread(void) {
+    note_starved(); /* the time is looked at in each turn */
     if (app.loop == NULL || app.is_in_thread || sim.is_other_thread || sim.is_calm || !sim_fault(SIM_OTHER_THREAD))
         return;
     app.is_in_thread = sim.is_other_thread = true;

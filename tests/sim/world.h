@@ -139,7 +139,13 @@ enum sim_fault {
     X(HIDDEN_BY_MARK, "a receive said -EAGAIN at the urgent mark, and bytes lie behind it") \
     X(TOO_EARLY, "-EAGAIN after readiness")                                                 \
     X(CONNECTING, "a connect was under way")                                                \
-    X(RECEIVED_PART, "a receive brought less than there is")
+    X(RECEIVED_PART, "a receive brought less than there is")                                \
+    X(BROUGHT_END, "recv(2) told of an end")                                                \
+    X(BROUGHT_ERROR, "recv(2) told of an error")                                            \
+    X(NO_ROOM, "sendmsg(2) found no room")                                                  \
+    X(ROOM_TOLD, "room was told of where there had been too little")                        \
+    X(REGISTERED_ANEW, "epoll was asked again for what was registered")                     \
+    X(DEREGISTERED, "epoll was told to forget a descriptor")
 
 enum sim_event {
 #define X(name, text) SIM_EVENT_##name,
@@ -336,6 +342,8 @@ void sim_other_thread(void);
 void sim_worker(const sim_socket *socket);
 /* Between two completions of one enter, or two calls: @socket's peer may reset it, and so may any other. */
 void sim_between(sim_socket *socket);
+/* recv(2) is called, over epoll. */
+void sim_received(const sim_socket *socket);
 /* The loop would sleep now, until then at most: may it? */
 void sim_check_sleep(int64_t until);
 /* One whole run; returns when it is over and well. */
