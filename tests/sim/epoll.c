@@ -34,14 +34,18 @@ void sim_changed(sim_socket *socket) {
         socket->changes++;
 }
 
+bool sim_has_much_room(const sim_socket *writer) {
+    const sim_socket *reader = writer->other;
+    if (reader == NULL)
+        return false;
+    size_t used = sim_readable(reader);
+    return writer->is_tcp ? used <= reader->room / 3 * 2 : used <= reader->room / 4;
+}
+
 /* TCP tells of room if somebody found too little, and when there is much; a Unix socket whenever there is much. */
 void sim_made_room(sim_socket *reader) {
     sim_socket *writer = reader->other;
-    if (writer == NULL)
-        return;
-    size_t used = sim_readable(reader);
-    bool is_much = writer->is_tcp ? used <= reader->room / 3 * 2 : used <= reader->room / 4;
-    if (!is_much || (writer->is_tcp && !writer->wants_room))
+    if (writer == NULL || !sim_has_much_room(writer) || (writer->is_tcp && !writer->wants_room))
         return;
     if (writer->wants_room)
         sim_event(SIM_EVENT_ROOM_TOLD);

@@ -140,6 +140,7 @@ void sim_check_sleep(int64_t until) {
     (void)weir_pool_get_stats(pool, &stats);
     sim_require(app.posted == app.ran, "the loop sleeps while a post waits");
     check_reserve(&stats);
+    check_forgotten();
     sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
                 "the loop sleeps while streams wait and a buffer has come back");
     sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,

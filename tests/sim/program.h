@@ -195,10 +195,12 @@ void end_pipes(connection *c, int reason, int error);
 void flush_some(connection *c);
 void check_flushes(const connection *c, int error);
 
-/* ---- starved.c -------------------------------------------------------------------------------------- */
+/* ---- waiting.c -------------------------------------------------------------------------------------- */
 
 /* It has been changed what @c is to receive: its place among the starved ones means nothing now. */
 void forget_starved(connection *c);
+/* The loop would sleep, and there is no change that it has not been told of: is there something that it has forgotten? */
+void check_forgotten(void);
 /* Look who is starved now. */
 void note_starved(void);
 

@@ -307,6 +307,8 @@ int sim_poll(const sim_socket *socket);
 void sim_changed(sim_socket *socket);
 /* Something was read from @reader: its far end may be told of room. */
 void sim_made_room(sim_socket *reader);
+/* So much that @writer's waiters are told. */
+bool sim_has_much_room(const sim_socket *writer);
 /* It may be connected by now, or refused. */
 void sim_settle(sim_socket *socket);
 void sim_give_up_connecting(sim_socket *socket);

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT */
+#include "sim/program.h"
+
+/*
+ * What waits in the library waits in the simulated kernel, too, if that is io_uring. Over epoll no call is made for what waits, so
+ * the library is looked at.
+ *
+ * The backend says who is starved, and that is looked at again and again: who was found starved at an earlier look is to
+ * be served before those who were not.
+ */
+
+/* In no order with the others, until it has been served. */
+static const uint64_t anywhere = UINT64_MAX;
+
+static bool is_starved(const connection *c) {
+    const weir__op *in = &c->stream->in;
+    return app.loop->backend->verbs->is_starved(in) && !is_anew((uint64_t)(uintptr_t)in);
+}
+
+static bool has_stream(const connection *c) {
+    return c->is_started && c->closes == 0 && c->stream != NULL;
+}
+
+void forget_starved(connection *c) {
+    sim_ring_forget((uint64_t)(uintptr_t)&c->stream->in);
+    c->starved_in = anywhere; /* it may keep its place, too */
+}
+
+void note_starved(void) {
+    if (!sim.config.epoll || app.loop == NULL)
+        return;
+    app.looks++;
+    for (size_t i = 0; i < app.used_count; i++) {
+        connection *c = app.used[i];
+        if (!has_stream(c) || !is_starved(c))
+            c->starved_in = 0;
+        else if (c->starved_in == 0)
+            c->starved_in = app.looks;
+    }
+}
+
+void sim_received(const sim_socket *socket) {
+    connection *c = socket->peer;
+    if (app.loop == NULL || c == NULL || !has_stream(c) || c->starved_in == anywhere)
+        return;
+    if (is_anew((uint64_t)(uintptr_t)&c->stream->in))
+        return;
+    if (c->starved_in > 0)
+        sim_event(SIM_EVENT_RECEIVED_WHILE_STARVED);
+    for (size_t i = 0; i < app.used_count; i++) {
+        const connection *other = app.used[i];
+        bool is_earlier = other->starved_in > 0 && other->starved_in != anywhere &&
+                          (c->starved_in == 0 || other->starved_in < c->starved_in);
+        sim_require(!is_earlier || !has_stream(other) || !is_starved(other),
+                    "connection %llu was served, and connection %llu starved before it",
+                    (unsigned long long)c->number, (unsigned long long)other->number);
+    }
+    c->starved_in = 0; /* it may starve again in this turn, behind the others */
+}
+
+/* An operation that waits is one that has been tried, and what it waits for would be a change. */
+void check_forgotten(void) {
+    for (size_t i = 0; i < app.used_count && sim.config.epoll; i++) {
+        const connection *c = app.used[i];
+        if (!has_stream(c))
+            continue;
+        bool may_receive = sim_readable(c->ours) > 0 || c->ours->has_ended || c->ours->has_error;
+        sim_require(c->stream->in.kind != WEIR__OP_RECEIVE || !may_receive ||
+                        app.loop->backend->verbs->is_starved(&c->stream->in),
+                    "connection %llu: the loop sleeps, and there is something to receive",
+                    (unsigned long long)c->number);
+        sim_require(c->stream->out.kind != WEIR__OP_SEND || !sim_has_much_room(c->ours),
+                    "connection %llu: the loop sleeps, and there is room to send", (unsigned long long)c->number);
+    }
+}
