@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # SPDX-License-Identifier: MIT
 #
 # The first process of a virtual machine that run.py boots: sets up what the tests want of a system, runs those in
@@ -13,7 +14,10 @@ finish() {
     exec /bin/busybox reboot -f
 }
 
-# say_what_came NAME STATUS FILE - all of it at once, whatever else comes to an end now.
+# Hundredths of a second since the machine was switched on.
+ticks() { cut -d ' ' -f 1 /proc/uptime | tr -d .; }
+
+# say_what_came NAME STATUS FILE TICKS - all of it at once, whatever else comes to an end now.
 say_what_came() {
     until mkdir /tmp/console 2>/dev/null; do sleep 0.02; done
     echo "@@ begin $1"
@@ -21,7 +25,7 @@ say_what_came() {
     echo
     # A signal: what the kernel says of it, a lack of memory for one.
     if [ "$2" -ge 128 ]; then dmesg | tail -n 8; fi
-    echo "@@ end $1 $2"
+    echo "@@ end $1 $2 $4"
     rmdir /tmp/console
 }
 
@@ -31,8 +35,9 @@ as_user() { if [ -n "$RUN_AS" ]; then su -s /bin/sh "$RUN_AS" -c "$*"; else "$@"
 run_one() {
     export WEIR_TEST_MODE="$2" WEIR_TEST_PATIENCE_S="$PATIENCE_S" CMOCKA_MESSAGE_OUTPUT=TAP
     log=$(mktemp)
+    since=$(ticks)
     as_user timeout -s KILL "$3" "$4" >"$log" 2>&1 </dev/null
-    say_what_came "$1" $? "$log"
+    say_what_came "$1" $? "$log" $(($(ticks) - since))
     rm -f "$log"
 }
 

@@ -92,12 +92,12 @@ def tests_of(build):
 
 
 def libraries_of(programs):
-    """{path in the machine: path here} of what the dynamic linker looks for."""
+    """{path in the machine: path here} of the dynamic linker and of what it looks for: in /lib, too."""
     found = {}
     for program in programs:
         listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True).stdout
-        for path in re.findall(r"(/\S+) \(0x", listed):
-            found[path] = pathlib.Path(path).resolve()
+        for name, path in re.findall(r"^\s*(?:(\S+) => )?(/\S+) \(0x", listed, re.MULTILINE):
+            found[f"/lib/{name}" if name else path] = pathlib.Path(path).resolve()
     return found
 
 
@@ -171,11 +171,12 @@ class Image:
 class Machine:
     def __init__(self, name, package, is_ci, sysctls, run_as):
         self.name, self.package, self.is_ci, self.sysctls, self.run_as = name, package, is_ci, sysctls, run_as
-        self.passed = self.skipped = self.seconds = 0
+        self.passed = self.failed = self.skipped = self.seconds = 0
         self.mode, self.release, self.reason, self.failures = "-", "", "", []
         self.durations = {}
 
     def fail(self, name, output):
+        self.failed += 1
         self.failures.append((name, output[-TAIL:]))
 
     def boot(self, kernel, image, tests, jobs, scratch):
@@ -212,7 +213,9 @@ class Machine:
             elif word == "begin":
                 test, output = rest, []
             elif word == "end" and test:
-                self.count(test, output, int(rest.split()[1]))
+                _, status, ticks = rest.split()
+                self.durations[test] = int(ticks) / 100
+                self.count(test, output, int(status))
                 unheard.discard(test)
                 test = None
             elif word == "done":
@@ -232,11 +235,13 @@ class Machine:
         passed, failed, skipped = tally.count({"result": result, "stdout": "\n".join(output)})
         self.passed += passed
         self.skipped += skipped
-        for case in failed:
-            self.fail(f"{name}: {case}", output + [f"(exit status {status})"])
+        if failed:
+            first = next((i for i, line in enumerate(output) if line.startswith("not ok")), len(output))
+            self.failed += len(failed)
+            self.failures.append((f"{name}: {', '.join(failed)}", output[max(0, first - 8):][:TAIL] + [f"(exit status {status})"]))
 
     def row(self):
-        return [self.name, self.mode, str(self.passed), str(len(self.failures)), str(self.skipped), f"{self.seconds:.0f} s"]
+        return [self.name, self.mode, str(self.passed), str(self.failed), str(self.skipped), f"{self.seconds:.0f} s"]
 
 
 def watch(command, deadline):
@@ -291,7 +296,7 @@ def table(machines, missing, out):
     for name, why in missing:
         print(f"{name.ljust(widths[0])}  skipped: {why}", file=out)
     passed = sum(machine.passed for machine in machines)
-    failed = sum(len(machine.failures) for machine in machines)
+    failed = sum(machine.failed for machine in machines)
     skipped = sum(machine.skipped for machine in machines) + len(missing)
     good = passed > 0 and failed == 0
     print(f"kernels: {'ok' if good else 'FAILED'} kernels={len(machines)} passed={passed} failed={failed} "
@@ -307,7 +312,8 @@ def main():
     parser.add_argument("--ci", action="store_true")
     parser.add_argument("--only", action="append")
     parser.add_argument("--jobs", type=int, default=3)
-    parser.add_argument("--test", action="append")
+    parser.add_argument("--test", action="append", help="a regular expression")
+    parser.add_argument("--times", type=int, default=0, help="the slowest programs of each kernel")
     options = parser.parse_args()
     build = options.build.resolve()
 
@@ -333,13 +339,17 @@ def main():
             return
         machine.boot(kernel, image, tests, options.jobs, scratch)
         ran.append(machine)
-        say(f"{machine.name}: {machine.mode}, {machine.passed} passed, {len(machine.failures)} failed, "
+        say(f"{machine.name}: {machine.mode}, {machine.passed} passed, {machine.failed} failed, "
             f"{machine.skipped} skipped in {machine.seconds:.0f} s")
 
     with tempfile.TemporaryDirectory(prefix="weir-kernels-") as scratch:
         with concurrent.futures.ThreadPoolExecutor(MACHINES) as pool:
             for done in [pool.submit(one, machine, scratch) for machine in machines]:
                 done.result()
+    if options.times:
+        for machine in machines:
+            slowest = sorted(machine.durations.items(), key=lambda item: -item[1])
+            print(machine.name, "".join(f" {name} {seconds:.1f}" for name, seconds in slowest[: options.times]))
     return table([machine for machine in machines if machine in ran], missing, sys.stdout)
 
 
