@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Boots Debian's cloud kernels under QEMU, without KVM, and runs weir's test programs on each.
 
-    run.py --build DIRECTORY --mirror URI [--security URI] [--ci] [--only TEXT]... [--jobs N]
+    run.py --build DIRECTORY --mirror URI [--security URI] [--ci] [--only TEXT]... [--test REGEX]... [--jobs N] [--times N]
+    run.py --self-test
 
 Each kernel boots with an initramfs that holds the tests of the suites unit, api, kernel and conformance, the libraries
 they need, and busybox; there is no disk and no network but the loopback. The machine has 512 MiB and one processor, some
@@ -190,7 +191,8 @@ class Machine:
         initramfs = pathlib.Path(scratch, re.sub(r"\W", "_", self.name))
         image.write(initramfs, tests, {"JOBS": jobs, "PATIENCE_S": PATIENCE_S, "SYSCTLS": " ".join(self.sysctls),
                                        "RUN_AS": self.run_as})
-        command = ["qemu-system-x86_64", "-M", "microvm,acpi=off", "-cpu", "max", "-m", str(MEMORY_MIB), "-nodefaults",
+        # It does not outlive us.
+        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-M", "microvm,acpi=off", "-cpu", "max", "-m", str(MEMORY_MIB), "-nodefaults",
                    "-no-reboot", "-serial", "stdio", "-display", "none", "-kernel", str(kernel), "-initrd", str(initramfs),
                    "-append", "console=ttyS0 reboot=t panic=-1 loglevel=1"]
         log = logs / f"{initramfs.name}.log"
@@ -234,7 +236,7 @@ class Machine:
         elif unheard:
             self.fail("(not run)", sorted(unheard))
         expected = expected_mode(self.release, self.sysctls)
-        if self.release and self.mode != expected:
+        if self.mode != expected:
             self.fail("(mode)", [f"AUTO chose {self.mode}, not {expected}: {self.reason}"])
 
     def count(self, name, output, status):
@@ -245,7 +247,8 @@ class Machine:
         if failed:
             first = next((i for i, line in enumerate(output) if line.startswith("not ok")), len(output))
             self.failed += len(failed)
-            self.failures.append((f"{name}: {', '.join(failed)}", output[max(0, first - 8):][:TAIL] + [f"(exit status {status})"]))
+            shown = output[max(0, first - 8):][:TAIL] + [f"(exit status {status})"]
+            self.failures.append((f"{name}: {', '.join(failed)}", shown))
 
     def row(self):
         return [self.name, self.mode, str(self.passed), str(self.failed), str(self.skipped), f"{self.seconds:.0f} s"]
@@ -267,6 +270,36 @@ def watch(command, deadline, log):
     return ended
 
 
+def self_test():
+    """What a machine may say, and what is to be made of it."""
+    start = ["@@ kernel 6.18.15+deb13-cloud-amd64", "@@ mode auto incremental"]
+    good = ["@@ begin a", "1..2", "ok 1 - x", "ok 2 - y", "", "@@ end a 0 50"]
+    epoll = ["@@ kernel 6.18.15", "@@ mode auto epoll why"]
+    wrong = 0
+    cases = [
+        ("all_pass", [], start + good + ["@@ done"], (2, 0, 0)),
+        ("one_fails", [], start + ["@@ begin a", "1..1", "not ok 1 - x", "@@ end a 1 5", "@@ done"], (0, 1, 0)),
+        ("time_out", [], start + ["@@ begin a", "1..2", "ok 1 - x", "@@ end a 137 5", "@@ done"], (1, 1, 0)),
+        ("without_its_mode", [], start + ["@@ skip a", "@@ done"], (0, 0, 1)),
+        ("not_run", [], start + ["@@ done"], (0, 1, 0)),
+        ("panic_in_a_test", [], start + ["@@ begin a", "ok 1 - x", "Kernel panic - not syncing"], (0, 1, 0)),
+        ("panic_at_the_end", [], start + good + ["Kernel panic - not syncing"], (2, 1, 0)),
+        ("does_not_boot", [], ["No space left"], (0, 2, 0)),
+        ("a_lesser_mode", [], epoll + good + ["@@ done"], (2, 1, 0)),
+        ("forbidden", ["kernel.io_uring_disabled=2"], epoll + good + ["@@ done"], (2, 0, 0)),
+        ("not_forbidden", ["kernel.io_uring_disabled=2"], start + good + ["@@ done"], (2, 1, 0)),
+        ("setting_refused", ["a=b"], ["@@ unset a=b"] + epoll + good + ["@@ done"], (2, 1, 0)),
+    ]
+    for number, (name, sysctls, console, wanted) in enumerate(cases, 1):
+        machine = Machine(name, None, False, sysctls, "")
+        machine.read(console, {"a"}, "ended")
+        found = (machine.passed, machine.failed, machine.skipped)
+        wrong += found != wanted
+        print(f"{'ok' if found == wanted else 'not ok'} {number} - {name}")
+    print(f"1..{len(cases)}")
+    return 1 if wrong else 0
+
+
 # ---- all of them ------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +309,7 @@ def matrix(found, options):
     for series, which, is_ci, sysctls, run_as in MATRIX:
         picked = [package for package in (packages.pick(found, one, which) for one in series) if package]
         settings = "".join(f" {setting.rpartition('.')[2]}" for setting in sysctls)
-        version = picked[0]["version"].partition("-")[0] if picked else f"{series[0]} ({which})"
+        version = picked[0]["version"].partition("-")[0] if picked else f"{series[0]} ({which})".lstrip()
         name = version + settings
         if options.ci and not is_ci or options.only and not any(text in name for text in options.only):
             continue
@@ -362,4 +395,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(self_test() if sys.argv[1:] == ["--self-test"] else main())
