@@ -6,7 +6,7 @@
 # /tests/list and switches the machine off. What run.py is to understand stands on lines that start with "@@".
 #
 # /tests/settings sets JOBS, PATIENCE_S, SYSCTLS ("name=value ...") and RUN_AS (empty: root).
-# A line of /tests/list: NAME MODE TIMEOUT_S PROGRAM
+# A line of /tests/list: NAME MODE twin|single TIMEOUT_S PROGRAM; a twin's program also runs with the mode "auto".
 
 export PATH=/bin
 finish() {
@@ -66,9 +66,13 @@ echo "@@ kernel $(uname -r)"
 as_user /tests/mode >/tmp/modes
 cat /tmp/modes
 
-# What the kernel cannot have is said, not run; run.py knows what it should be able to have.
-while read -r name mode rest; do
-    if grep -q "^@@ mode $mode none" /tmp/modes; then
+# What the kernel cannot have is said, not run; run.py knows what it should be able to have. Nor does a program run twice
+# where "auto" means just that mode.
+chosen=$(sed -n 's/^@@ mode auto \([a-z]*\).*/\1/p' /tmp/modes)
+while read -r name mode twin rest; do
+    if [ "$twin $mode" = "twin $chosen" ]; then
+        echo "@@ same $name"
+    elif grep -q "^@@ mode $mode none" /tmp/modes; then
         echo "@@ skip $name"
     else
         echo "$name $mode $rest"

@@ -164,7 +164,9 @@ class Image:
 
     def write(self, path, tests, settings):
         own = Archive()
-        lines = [f"{test.name} {test.mode} {test.limit_s} /tests/{test.program.name}\n" for test in tests]
+        twins = {test.program for test in tests if test.mode == "auto"}
+        lines = [f"{test.name} {test.mode} {'twin' if test.program in twins else 'single'} {test.limit_s} "
+                 f"/tests/{test.program.name}\n" for test in tests]
         own.file("tests/list", "".join(lines).encode(), 0o644)
         own.file("tests/settings", "".join(f"{key}='{value}'\n" for key, value in settings.items()).encode(), 0o644)
         path.write_bytes(self.base + own.data())
@@ -218,6 +220,8 @@ class Machine:
                 self.fail(f"sysctl {rest}", [])
             elif word == "skip":
                 self.skipped += 1
+                unheard.discard(rest)
+            elif word == "same":
                 unheard.discard(rest)
             elif word == "begin":
                 test, output = rest, []
