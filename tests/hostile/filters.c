@@ -8,6 +8,8 @@
 
 #include "hostile/hostile.h"
 
+#include <sys/personality.h>
+
 /* ---- io_uring is refused -------------------------------------------------------------------------------- */
 
 static const int refusals[] = { EPERM, ENOSYS };
@@ -108,6 +110,21 @@ static void the_environment_keeps_a_program_from_io_uring(void **state) {
     in_a_child(child_is_told_by_its_environment, NULL);
 }
 
+/* A kernel that io_uring is not good enough on: it is not tried there, either. */
+static void child_has_an_old_kernel(const void *argument) {
+    (void)argument;
+    CHECK(personality(UNAME26) >= 0); /* "2.6.something" */
+    deny_io_uring(KILL);
+    expect_a_good_loop(WEIR_BACKEND_AUTO, WEIR_BACKEND_EPOLL);
+    expect_no_loop(WEIR_BACKEND_URING_INCREMENTAL, -ENOSYS, "Linux 6.0");
+    expect_no_loop(WEIR_BACKEND_URING_CLASSIC, -ENOSYS, "Linux 6.0");
+}
+
+static void on_an_old_kernel_auto_is_epoll(void **state) {
+    (void)state;
+    in_a_child(child_has_an_old_kernel, NULL);
+}
+
 /* ---- epoll_pwait2 is refused ------------------------------------------------------------------------------ */
 
 static void nothing(weir_timer *timer, void *userdata) {
@@ -175,6 +192,7 @@ int main(void) {
         cmocka_unit_test(each_call_of_io_uring_would_be_noticed),
         cmocka_unit_test(epoll_makes_no_call_of_io_uring),
         cmocka_unit_test(the_environment_keeps_a_program_from_io_uring),
+        cmocka_unit_test(on_an_old_kernel_auto_is_epoll),
         cmocka_unit_test(an_epoll_loop_sleeps_by_epoll_pwait2),
         REFUSED(without_epoll_pwait2_it_is_epoll_wait, eperm),
         REFUSED(without_epoll_pwait2_it_is_epoll_wait, enosys),
