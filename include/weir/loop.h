@@ -60,8 +60,8 @@ enum weir_feature {
 typedef struct weir_loop_stats {
     size_t size; /* in: sizeof(weir_loop_stats) */
     uint64_t turns;
-    uint64_t enters;      /* io_uring_enter calls */
-    uint64_t completions; /* that the kernel posted */
+    uint64_t enters;      /* io_uring_enter calls; epoll: epoll_wait calls */
+    uint64_t completions; /* that the kernel posted; epoll: calls tried because something was ready */
     uint64_t overflows;   /* times the completion queue was found overflown */
     uint64_t rearms;      /* multishot operations started again after the kernel ended them */
     uint64_t slices;      /* received */

@@ -19,8 +19,8 @@ typedef struct weir_pool_options {
      * (before Linux 6.17), metered streams receive into such blocks alone: a budget of which all is posted has none. */
     uint64_t reserve_bytes;
     uint32_t buffer_bytes; /* a receive buffer: a power of two, a page to 16 MiB; default 64 KiB, 16 KiB classic */
-    uint32_t
-        window_bytes; /* posted to the kernel at first: a buffer to the budget; default 1 MiB, or half of the budget */
+    /* Posted to the kernel at first: a buffer to the budget; default 1 MiB, or half of the budget. Epoll has one buffer. */
+    uint32_t window_bytes;
 } weir_pool_options;
 
 /* How scarce memory is; weir_loop_set_pressure() tells of changes. */

@@ -118,6 +118,10 @@ static int enable(weir__backend *backend) {
     return 0;
 }
 
+static int admit(weir__backend *backend, int fd) {
+    return weir__epoll_file_admit(weir__epoll_of(backend), fd);
+}
+
 static void forget(weir__backend *backend, int fd) {
     weir__epoll *e = weir__epoll_of(backend);
     weir__epoll_file *file = weir__epoll_file_find(e, fd);
@@ -147,6 +151,7 @@ static const weir__backend_verbs verbs = {
     .watch = weir__epoll_watch,
     .poll = weir__epoll_poll,
     .cancel = weir__epoll_cancel,
+    .admit = admit,
     .forget = forget,
     .is_starved = weir__epoll_is_starved,
     .wait = wait_for,

@@ -69,6 +69,8 @@ static inline weir__epoll *weir__epoll_of(weir__backend *backend) {
 
 /* 0; -ENOMEM; -EBADF. */
 int weir__epoll_file_get(weir__epoll *e, int fd, weir__epoll_file **ret_file);
+/* Likewise, of a file that is new. */
+int weir__epoll_file_admit(weir__epoll *e, int fd);
 /* NULL: nothing is known of it. */
 weir__epoll_file *weir__epoll_file_find(const weir__epoll *e, int fd);
 /* See to it that the kernel tells of @events; @again: also if they are so already and were told before. 0; -errno. */

@@ -15,6 +15,10 @@
 
 enum { CHUNK = 64 };
 
+static bool is_used(const weir__epoll_file *file) {
+    return file->in != NULL || file->out != NULL || !weir__list_is_empty(&file->polls);
+}
+
 weir__epoll_file *weir__epoll_file_find(const weir__epoll *e, int fd) {
     uint32_t chunk = (uint32_t)fd / CHUNK;
     if (fd < 0 || chunk >= e->chunk_count || e->files[chunk] == NULL)
@@ -58,10 +62,6 @@ int weir__epoll_file_get(weir__epoll *e, int fd, weir__epoll_file **ret_file) {
     return 0;
 }
 
-static bool is_used(const weir__epoll_file *file) {
-    return file->in != NULL || file->out != NULL || !weir__list_is_empty(&file->polls);
-}
-
 void weir__epoll_file_leave(weir__epoll *e, weir__epoll_file *file) {
     if (file->is_left || is_used(file))
         return;
@@ -99,18 +99,33 @@ int weir__epoll_file_register(weir__epoll *e, weir__epoll_file *file, uint32_t e
         r = set(e, file, EPOLL_CTL_ADD, all);
     else if (r == -EEXIST)
         r = set(e, file, EPOLL_CTL_MOD, all);
-    if (r >= 0)
-        file->registered = all;
-    return r < 0 ? r : 0;
+    if (r < 0)
+        return r;
+    file->registered = all;
+    file->is_foreign = !weir__list_is_empty(&file->polls);
+    return 0;
+}
+
+/* Nothing is known of the file itself; what had the number before may still be registered. */
+static void renew(weir__epoll_file *file) {
+    file->ready = EPOLLOUT; /* a call finds out if it is not */
+    file->gone = 0;
+    file->is_known = false;
+}
+
+int weir__epoll_file_admit(weir__epoll *e, int fd) {
+    weir__epoll_file *file;
+    int r = weir__epoll_file_get(e, fd, &file);
+    if (r >= 0 && !is_used(file))
+        renew(file);
+    return r;
 }
 
 void weir__epoll_file_forget(weir__epoll *e, weir__epoll_file *file) {
     if (file->registered != 0)
         (void)set(e, file, EPOLL_CTL_DEL, 0);
     file->registered = 0;
-    file->ready = EPOLLOUT;
-    file->gone = 0;
-    file->is_known = false;
+    renew(file);
     file->is_foreign = !weir__list_is_empty(&file->polls);
 }
 

@@ -219,6 +219,11 @@ static void free_uring(weir__backend *backend) {
 }
 
 /* Operations hold their files, and nothing is remembered of a descriptor. */
+static int admit(weir__backend *backend, int fd) {
+    (void)backend, (void)fd;
+    return 0;
+}
+
 static void forget(weir__backend *backend, int fd) {
     (void)backend, (void)fd;
 }
@@ -232,6 +237,7 @@ static const weir__backend_verbs verbs = {
     .watch = weir__uring_watch,
     .poll = weir__uring_poll,
     .cancel = weir__uring_cancel,
+    .admit = admit,
     .forget = forget,
     .is_starved = weir__uring_is_starved,
     .wait = wait_for,

@@ -287,7 +287,7 @@ void weir__pool_starve(weir_pool *pool) {
     atomic_store_explicit(&pool->starved, atomic_load_explicit(&pool->starved, memory_order_relaxed) + 1,
                           memory_order_relaxed);
     pool->starved_since_trim = true;
-    if (pool->starved_this_dispatch)
+    if (pool->starved_this_dispatch || pool->config.is_fixed)
         return; /* all streams of a turn starve together: that is one reason to widen, not one each */
     pool->starved_this_dispatch = true;
     uint64_t window = atomic_load_explicit(&pool->window, memory_order_relaxed) * UINT64_C(2);

@@ -34,6 +34,7 @@ typedef struct weir__pool_config {
     uint64_t reserve_bytes; /* of the budget: for private blocks alone */
     uint32_t buffer_bytes;  /* a power of two */
     uint32_t window_bytes;
+    bool is_fixed; /* the window: it is not widened where streams starve */
     /* Payload is mapped and not allocated: a child of fork does not get it, neighbours share a mapping, and what is
      * given back is the system's again. */
     size_t page_bytes;

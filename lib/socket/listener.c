@@ -321,7 +321,9 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     weir_listener *listener = weir__alloc_zeroed(loop->allocator, sizeof *listener);
     if (listener == NULL)
         return -ENOMEM;
-    int r = weir__timeout_init(loop, &listener->retry, rested);
+    int r = loop->backend->verbs->admit(loop->backend, fd);
+    if (r >= 0)
+        r = weir__timeout_init(loop, &listener->retry, rested);
     if (r < 0) {
         weir__free(loop->allocator, listener, sizeof *listener);
         return r;

@@ -112,7 +112,9 @@ int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_se
     weir_stream *stream = weir__alloc_zeroed(loop->allocator, sizeof *stream);
     if (stream == NULL)
         return -ENOMEM;
-    int r = weir__timeout_init(loop, &stream->timeout, weir__stream_timed_out);
+    int r = loop->backend->verbs->admit(loop->backend, fd);
+    if (r >= 0)
+        r = weir__timeout_init(loop, &stream->timeout, weir__stream_timed_out);
     if (r < 0) {
         weir__free(loop->allocator, stream, sizeof *stream);
         return r;

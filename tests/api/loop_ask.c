@@ -242,7 +242,8 @@ static void statistics_follow_what_happens(void **state) {
     assert_int_equal(stats.timers_started, 1);
     assert_int_equal(stats.overflows, 0);
     assert_int_equal(stats.accept_stalls, 0);
-    assert_true(stats.turns > 0 && stats.enters >= stats.turns && stats.completions >= 3);
+    assert_true(stats.turns > 0 && stats.enters > 0 && stats.completions >= 3);
+    assert_true(stats.enters >= stats.turns || test_is_epoll(f)); /* which has turns without a call */
     weir_timer_unref(timer);
     test_ok(weir_stream_abort(w.stream));
     test_ok(weir_listener_close(gate.listener));
@@ -300,19 +301,20 @@ static void pool_statistics_are_consistent(void **state) {
     weir_pool_stats stats = test_pool_stats(&f);
     assert_int_equal(stats.budget_bytes, 1 << 20);
     assert_int_equal(stats.buffer_bytes, 16384);
-    assert_int_equal(stats.window_buffers, 4);
-    assert_int_equal(stats.buffers_posted + stats.buffers_filling, 4);
-    assert_int_equal(stats.used_bytes, 4 * 16384);
+    unsigned window = test_is_epoll(&f) ? 1 : 4;
+    assert_int_equal(stats.window_buffers, window);
+    assert_int_equal(stats.buffers_posted + stats.buffers_filling, window);
+    assert_int_equal(stats.used_bytes, window * 16384);
     assert_int_equal(stats.peak_bytes, stats.used_bytes);
     assert_int_equal(stats.level, WEIR_PRESSURE_NONE);
     weir_slice slice;
     test_ok(weir_slice_copy(weir_loop_get_pool(f.loop), "abc", 3, &slice));
     stats = test_pool_stats(&f);
     assert_true(stats.block_bytes >= 3);
-    assert_int_equal(stats.used_bytes, 4 * 16384 + stats.block_bytes);
+    assert_int_equal(stats.used_bytes, window * 16384 + stats.block_bytes);
     weir_slice_unref(&slice);
     assert_int_equal(test_pool_stats(&f).block_bytes, 0);
-    assert_true(test_pool_stats(&f).peak_bytes > 4 * 16384);
+    assert_true(test_pool_stats(&f).peak_bytes > window * 16384);
     close(peer);
     test_close(&f);
 }

@@ -349,6 +349,10 @@ static void a_stream_that_waits_for_a_block_is_stuck_whatever_buffers_there_are(
     static witness w;
     level = kept_count = 0;
     test_open(&f, &tuning, &pool);
+    if (test_is_epoll(&f)) { /* receives into buffers, metered or not */
+        test_close(&f);
+        skip();
+    }
     test_ok(weir_loop_set_pressure(f.loop, on_pressure, NULL));
     int peer = witness_pair(&f, &w, true, &metered);
     f.fds++;

@@ -246,7 +246,7 @@ static void other_ends(test_fixture *f, witness *y, int peer, enum condition con
 
 static void one_case(test_fixture *f, enum shape shape, enum condition condition, enum cause cause) {
     static witness x, y;
-    static uint8_t many[4 << 20];
+    static uint8_t many[12 << 20];
     int px = witness_pair(f, &x, true, &small), py;
     uint64_t queued = 0;
     other_open(f, &y, condition, &py);
@@ -323,7 +323,7 @@ static void timeouts_of_one_end_the_other(void **state) {
                                               .idle_timeout_ns = writes ? 0 : 30 * ms,
                                               .write_timeout_ns = writes ? 30 * ms : 0 };
         static witness x, y;
-        static uint8_t many[4 << 20];
+        static uint8_t many[12 << 20];
         int px = witness_pair(f, &x, true, &hurried), py = witness_pair(f, &y, true, NULL);
         join(PAIR, &x, &y);
         if (writes)
@@ -341,13 +341,13 @@ static void timeouts_of_one_end_the_other(void **state) {
 /* A full pipe holds reading back, and that is not the peer's fault. */
 static void the_idle_time_stands_still_while_the_pipe_is_full(void **state) {
     test_fixture *f = *state;
-    const weir_stream_options hurried = { .size = sizeof hurried, .idle_timeout_ns = 50 * ms };
+    const weir_stream_options hurried = { .size = sizeof hurried, .idle_timeout_ns = 200 * ms };
     static witness x, y;
-    static uint8_t many[4 << 20];
+    static uint8_t many[12 << 20]; /* more than the kernel takes */
     int px = witness_pair(f, &x, true, &hurried), py = witness_pair(f, &y, true, &small);
     join(FROM, &x, &y);
     assert_true(weir_stream_write(y.stream, many, sizeof many) >= 0);
-    test_run_for_ms(f, 200);
+    test_run_for_ms(f, 500);
     assert_int_equal(x.closes, 0);
     static uint8_t got[1 << 20];
     size_t have = 0;

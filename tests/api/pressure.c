@@ -290,7 +290,11 @@ static void use(weir_slice *slice, uint64_t bytes) {
 static void levels_are_told_once_each_and_high_has_two_edges(void **state) {
     (void)state;
     weir_slice most, some, few;
-    crowd_open(0, 56, 8); /* of 64: high above 48, and until 40 */
+    crowd_open(0, 56, 8);      /* of 64: high above 48, and until 40 */
+    if (test_is_epoll(&c.f)) { /* next to no buffers, and blocks alone, which have a share, do not come so far */
+        crowd_close();
+        skip();
+    }
     uint64_t used = look().used_bytes;
     assert_true(used <= 28 * PAGE);
     use(&most, 39 * PAGE - used);

@@ -105,7 +105,7 @@ static void bring_to_state(meeting *m) {
         RUN_UNTIL(&m->f, m->s.received > 0);
         weir_stream_stats stats = { .size = sizeof stats };
         test_ok(weir_stream_get_stats(m->stream, &stats));
-        assert_true(stats.staged_bytes > 0);
+        assert_true(stats.staged_bytes > 0 || test_is_epoll(&m->f));
         return;
     }
     scribe_start(&m->s, m->stream);

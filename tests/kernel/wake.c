@@ -135,7 +135,7 @@ static void every_wake_wakes_also_when_the_completion_queue_overflows(void **sta
             RUN_UNTIL(&f, s[i].received == (round + 1) * 10);
         assert_int_equal(atomic_load(&heard), round + 1);
     }
-    assert_true(test_loop_stats(&f).overflows > 0);
+    assert_true(test_loop_stats(&f).overflows > 0 || test_is_epoll(&f));
     atomic_store(&heard, 0);
     knocker k = { .loop = f.loop, .heard = &heard, .knocks = 500 };
     test_ok(pthread_create(&thread, NULL, knock, &k));

@@ -114,6 +114,12 @@ void test_open(test_fixture *fixture, const weir__tuning *tuning, const weir_poo
     test_open_options(fixture, tuning, &options);
 }
 
+bool test_is_epoll(const test_fixture *fixture) {
+    weir_loop_info info = { .size = sizeof info };
+    test_ok(weir_loop_get_info(fixture->loop, &info));
+    return info.backend == WEIR_BACKEND_EPOLL;
+}
+
 void test_close(test_fixture *fixture) {
     assert_int_equal(weir_loop_close(fixture->loop), 0);
     fixture->loop = weir_loop_unref(fixture->loop);

@@ -51,6 +51,8 @@ typedef struct test_fixture {
 struct weir__tuning;
 void test_open(test_fixture *fixture, const struct weir__tuning *tuning, const weir_pool_options *pool);
 void test_open_options(test_fixture *fixture, const struct weir__tuning *tuning, weir_loop_options *options);
+/* Does it run on epoll? Then nothing is received before it is wanted, and the kernel holds no buffers. */
+bool test_is_epoll(const test_fixture *fixture);
 /* Close and unref the loop, then assert that no descriptor, thread or byte of memory is left. */
 void test_close(test_fixture *fixture);
 /* Turns until @done says true; fails the test after @seconds. */

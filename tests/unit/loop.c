@@ -699,7 +699,7 @@ static void options_of_a_loop_are_checked(void **state) {
     char reason[WEIR_REASON_SIZE];
     static const weir_allocator no_free = { .size = sizeof no_free };
     static const weir_pool_options bad_pool = { .size = sizeof bad_pool, .buffer_bytes = 3 };
-    assert_int_equal(new_loop(&(weir_loop_options){ .backend = 3 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .backend = WEIR_BACKEND_EPOLL + 1 }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .flags = 2 }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .allocator = &no_free }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .pool = &bad_pool }, reason), -EINVAL);

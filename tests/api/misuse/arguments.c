@@ -404,7 +404,7 @@ static void options_of_a_loop_that_make_no_sense(void **state) {
         { .size = sizeof *pools, .budget_bytes = 1 << 20, .window_bytes = 2 << 20 },
     };
     const weir_loop_options loops[] = {
-        { .size = sizeof *loops, .backend = 3 },
+        { .size = sizeof *loops, .backend = WEIR_BACKEND_EPOLL + 1 },
         { .size = sizeof *loops, .backend = UINT32_MAX },
         { .size = sizeof *loops, .flags = 2 },
         { .size = sizeof *loops, .allocator = &small },
