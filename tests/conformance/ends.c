@@ -25,7 +25,7 @@ static int pair_that_is_full(world *w, teller *a) {
     static const weir_stream_options options = { .size = sizeof options, .queue_limit_bytes = LARGE };
     int fds[2];
     peer_pair(true, fds);
-    peer_small_buffers(fds[0]);
+    small_send_buffer(fds[0]);
     teller_adopt(w, a, "a", fds[0], &options);
     assert_int_equal(weir_stream_write(a->stream, data, LARGE), WEIR_WRITE_FULL);
     turns(w, 5);

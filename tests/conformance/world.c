@@ -224,6 +224,11 @@ void say(world *w, const char *format, ...) {
 }
 
 void say_data(voice *v, const void *data, size_t size) {
+    if (v->is_quiet) {
+        assert_int_equal(test_differs(v->seed, v->size, data, size), -1);
+        v->size += size;
+        return;
+    }
     if (v->world->talking != v)
         finish_line(v->world);
     v->world->talking = v;
@@ -521,8 +526,7 @@ uint64_t peer_hear_all(world *w, voice *v, int fd) {
     return peer_hear(w, v, fd, UINT64_MAX);
 }
 
-void peer_small_buffers(int fd) {
+void small_send_buffer(int fd) {
     int bytes = 8192;
     ok(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
-    ok(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes));
 }

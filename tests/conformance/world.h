@@ -42,6 +42,7 @@ struct voice {
     const char *name;
     uint64_t seed; /* of the bytes that are to come (support/bytes.h); 0: a text of at most 63 bytes, which is told */
     uint64_t size; /* came so far */
+    bool is_quiet; /* bytes are looked at, but no line tells of them: one of many, in any order */
     /* Of that, what no line tells of yet. */
     uint64_t said;
     bool is_wrong;
@@ -163,7 +164,8 @@ void peer_reset(int fd);
 uint64_t peer_hear(world *w, voice *v, int fd, uint64_t size);
 /* The same, to the end. */
 uint64_t peer_hear_all(world *w, voice *v, int fd);
-void peer_small_buffers(int fd);
+/* What is written to it stays in the queue until the peer reads. (With a small receive buffer as well TCP would crawl.) */
+void small_send_buffer(int fd);
 /* "127.0.0.1:N", where nobody listens. */
 void free_address(char *text, size_t size);
 
