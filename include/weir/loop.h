@@ -11,10 +11,11 @@ extern "C" {
 #endif
 
 enum weir_backend {
-    WEIR_BACKEND_AUTO = 0,              /* the first of these that is to be had */
-    WEIR_BACKEND_URING_INCREMENTAL = 1, /* io_uring; one receive buffer serves many receives: Linux 6.12.31, 6.15 */
-    WEIR_BACKEND_URING_CLASSIC = 2,     /* io_uring; a buffer a receive: Linux 6.0 */
-    WEIR_BACKEND_EPOLL = 3              /* epoll; no io_uring call is made */
+    WEIR_BACKEND_AUTO = 0, /* the first of these that is to be had */
+    WEIR_BACKEND_URING_INCREMENTAL =
+        1,                          /* io_uring; one receive buffer serves many receives: Linux 6.12.31, 6.15 */
+    WEIR_BACKEND_URING_CLASSIC = 2, /* io_uring; a buffer a receive: Linux 6.0 */
+    WEIR_BACKEND_EPOLL = 3          /* epoll; no io_uring call is made */
 };
 
 enum weir_loop_flags {

@@ -110,6 +110,8 @@ typedef struct weir__backend_verbs {
      * looked up when the operation is handed over; from then on it is the file that counts. */
     void (*poll)(weir__backend *backend, weir__op *op, int fd, unsigned events);
     void (*cancel)(weir__backend *backend, weir__op *op);
+    /* @fd is about to be closed, or to be another's; it has no operation but polls that are being cancelled. */
+    void (*forget)(weir__backend *backend, int fd);
     /* Hand over what was started, publish buffers, sleep until something completes, a wake, or @timeout_ns. 0;
      * -errno: the kernel cannot now, and nothing is lost. */
     int (*wait)(weir__backend *backend, int64_t timeout_ns);

@@ -31,6 +31,8 @@ static int enter(weir__uring *u, unsigned wait, int64_t timeout_ns) {
  * some. Return: there are buffers, and more streams that wait for them. */
 static bool unpark(weir__uring *u) {
     uint32_t count = weir__pool_available(u->group.pool);
+    if (u->group.parked_for_blocks > 0 && !weir__uring_has_private(u))
+        weir__pool_free_idle(u->group.pool);
     bool has_room = weir__uring_has_private(u);
     weir__link *link = u->group.parked.next;
     while (link != &u->group.parked) {
@@ -216,6 +218,11 @@ static void free_uring(weir__backend *backend) {
     weir__free(u->allocator, u, sizeof *u);
 }
 
+/* Operations hold their files, and nothing is remembered of a descriptor. */
+static void forget(weir__backend *backend, int fd) {
+    (void)backend, (void)fd;
+}
+
 static const weir__backend_verbs verbs = {
     .enable = enable,
     .receive = weir__uring_receive,
@@ -225,6 +232,7 @@ static const weir__backend_verbs verbs = {
     .watch = weir__uring_watch,
     .poll = weir__uring_poll,
     .cancel = weir__uring_cancel,
+    .forget = forget,
     .is_starved = weir__uring_is_starved,
     .wait = wait_for,
     .dispatch = dispatch,

@@ -9,7 +9,7 @@
 #include "backend/waker.h"
 #include "edge/ring.h"
 
-/* ---- what the loop calls ---------------------------------------------------------------------------- */
+/* ---- what choose.c calls ---------------------------------------------------------------------------- */
 
 /*
  * Find the best mode that this kernel has (or the one asked for). 0 and *ret_mode; else -ENOSYS, -EPERM and so on.
@@ -19,8 +19,6 @@ int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const we
                        uint32_t *ret_mode, char *reason, size_t reason_size);
 /* Why a ring could not be had. */
 const char *weir__uring_error_text(int error);
-/* The size of a receive buffer, unless the application says another. */
-uint32_t weir__uring_buffer_bytes(uint32_t mode);
 /* A backend over @pool, disabled until enable. On failure the pool is good for nothing but to be closed. */
 int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__tuning *tuning, weir_pool *pool,
                     weir__waker *waker, weir__backend **ret_backend);

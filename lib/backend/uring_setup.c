@@ -177,6 +177,22 @@ static int try_incremental(const weir_allocator *allocator, const char **ret_rea
     return *reason == '\0';
 }
 
+/* Without the self-test nothing has been opened yet: may we? Asked until it was so once. */
+static int try_ring(const weir_allocator *allocator) {
+    static _Atomic(bool) is_open;
+    const weir__tuning small = { .sq_entries = 8, .cq_entries = 16 };
+    weir__ring *ring;
+    uint32_t flags;
+    if (atomic_load(&is_open))
+        return 0;
+    int r = weir__uring_open_ring(allocator, &small, &ring, &flags);
+    if (r < 0)
+        return r;
+    weir__ring_close(ring);
+    atomic_store(&is_open, true);
+    return 0;
+}
+
 const char *weir__uring_error_text(int error) {
     switch (error) {
     case -ENOSYS:
@@ -214,11 +230,10 @@ int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const we
         else
             *ret_mode = r > 0 ? WEIR_BACKEND_URING_INCREMENTAL : WEIR_BACKEND_URING_CLASSIC;
     }
+    if (r == 0 && !tuning->no_self_test) {
+        r = try_ring(allocator);
+        why = r < 0 ? weir__uring_error_text(r) : why;
+    }
     snprintf(reason, reason_size, "%s", why);
     return r < 0 ? r : 0;
-}
-
-uint32_t weir__uring_buffer_bytes(uint32_t mode) {
-    /* An incremental buffer serves many receives; a classic one serves one, and most receives are small. */
-    return mode == WEIR_BACKEND_URING_INCREMENTAL ? 64 << 10 : 16 << 10;
 }

@@ -26,7 +26,7 @@ int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_
 
 int weir__sys_socketpair(int ret_fds[2]); /* Unix stream sockets */
 int weir__sys_send(int fd, const void *data, size_t size);
-int weir__sys_receive(int fd, void *data, size_t size); /* never waits */
+int weir__sys_receive(int fd, void *data, size_t size);                        /* never waits */
 int weir__sys_send_vectors(int fd, const struct iovec *vectors, size_t count); /* never waits */
 int weir__sys_accept(int fd);
 int weir__sys_unsent(int fd); /* bytes of ours that the peer has not taken (Unix) or acknowledged (TCP) */
@@ -34,7 +34,8 @@ int weir__sys_peek(int fd);   /* 1: bytes are waiting; 0: the peer has ended; -E
 
 /* Readiness. */
 int weir__sys_epoll(void);
-int weir__sys_epoll_set(int epoll, int operation, int fd, uint32_t events, uint64_t data); /* EPOLL_CTL_*; EPOLL* */
+int weir__sys_epoll_set(int epoll, int operation, int fd, uint32_t events,
+                        uint64_t data); /* EPOLL_CTL_*; EPOLL* */
 /* For @timeout_ns at most (negative: without limit). Return: how many events; -EINTR and so on. */
 int weir__sys_epoll_wait(int epoll, struct epoll_event *ret_events, int most, int64_t timeout_ns);
 
@@ -65,8 +66,8 @@ void weir__sys_unmap(void *memory, size_t size);
 size_t weir__sys_page_bytes(void);
 int64_t weir__sys_now(void); /* CLOCK_MONOTONIC, ns */
 void weir__sys_yield(void);
-uint32_t weir__sys_kernel_version(void); /* major << 16 | minor << 8 | patch, at most 255 */
+uint32_t weir__sys_kernel_version(void);             /* major << 16 | minor << 8 | patch, at most 255 */
 const char *weir__sys_environment(const char *name); /* NULL, too, in a program with more rights than its user */
-uintptr_t weir__sys_thread(void);        /* a number for the calling thread, never 0 */
+uintptr_t weir__sys_thread(void);                    /* a number for the calling thread, never 0 */
 
 #endif

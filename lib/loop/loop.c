@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "loop/loop.h"
 
-#include "backend/uring.h"
+#include "backend/choose.h"
 #include "base/fork.h"
 #include "base/options.h"
 #include "weir/stream.h"
@@ -103,6 +103,7 @@ int weir__loop_check_open(const weir_loop *loop) {
 }
 
 void weir__loop_close_fd(weir_loop *loop, int fd) {
+    loop->backend->verbs->forget(loop->backend, fd);
     weir__sys_close(fd);
     weir__loop_unstall(loop);
 }
@@ -354,7 +355,7 @@ static int init_pool(weir_loop *loop, const weir_pool_options *pool_options, uin
         .allocator = loop->allocator,
         .owner = loop,
         .generation = loop->generation,
-        .incremental = mode == WEIR_BACKEND_URING_INCREMENTAL,
+        .incremental = weir__backend_is_incremental(mode),
         .page_bytes = weir__sys_page_bytes(),
         .map = weir__sys_map_private,
         .unmap = weir__sys_unmap,
@@ -363,7 +364,7 @@ static int init_pool(weir_loop *loop, const weir_pool_options *pool_options, uin
         .host = loop->waker,
     };
     if (r >= 0)
-        r = weir__pool_configure(&options, weir__uring_buffer_bytes(mode), &config);
+        r = weir__pool_configure(&options, weir__backend_buffer_bytes(mode), &config);
     if (r >= 0)
         r = weir__pool_new(&config, &loop->pool);
     if (r >= 0)
@@ -388,8 +389,8 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
     uint32_t mode = 0;
     int r = init_generation(loop);
     if (r >= 0)
-        r = weir__uring_choose(loop->allocator, options->backend, tuning, &mode, loop->reason,
-                               sizeof loop->reason);
+        r = weir__backend_choose(loop->allocator, options->backend, tuning, &mode, loop->reason,
+                                 sizeof loop->reason);
     if (r < 0)
         return r;
     r = weir__waker_new(loop->allocator, &loop->waker);
@@ -399,9 +400,9 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
         weir__reason_copy(loop->reason, sizeof loop->reason, weir_error_text(r));
         return r;
     }
-    r = weir__uring_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
+    r = weir__backend_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
     if (r < 0)
-        weir__reason_copy(loop->reason, sizeof loop->reason, weir__uring_error_text(r));
+        weir__reason_copy(loop->reason, sizeof loop->reason, weir__backend_error_text(mode, r));
     if (r >= 0)
         r = weir__timeout_init(loop, &loop->grace, grace_is_over);
     if (r < 0) {
@@ -418,7 +419,7 @@ static int init(weir_loop *loop, const weir_loop_options *options, const weir__t
 
 static int check_options(const weir_loop_options *options) {
     const weir_allocator *allocator = options->allocator;
-    if (options->backend > WEIR_BACKEND_URING_CLASSIC || (options->flags & ~(uint32_t)WEIR_LOOP_KEEP_RUNNING) != 0)
+    if (options->backend > WEIR_BACKEND_EPOLL || (options->flags & ~(uint32_t)WEIR_LOOP_KEEP_RUNNING) != 0)
         return -EINVAL;
     if (allocator != NULL &&
         (allocator->size < sizeof *allocator || allocator->alloc == NULL || allocator->free == NULL))

@@ -309,6 +309,7 @@ WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
     if (!stream->is_connected || stream->queue.bytes > 0 || stream->wants_shutdown || is_piped ||
         !is_quiet(stream))
         return -EBUSY;
+    stream->loop->backend->verbs->forget(stream->loop->backend, stream->fd);
     *ret_fd = stream->fd;
     stream->fd = -1;
     disown(stream);

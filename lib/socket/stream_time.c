@@ -22,7 +22,8 @@ static int64_t idle_due(const weir_stream *stream) {
 /*
  * The kernel takes nothing while what it has of ours is more than two thirds of its room, which on a slow line with large
  * buffers lasts long, though the peer takes byte after byte. So half way to the deadline it is asked how much it has, and
- * at the deadline again: less is progress.
+ * at the deadline again: less is progress. (What the peer took in the first half alone is not seen: it is given up when it
+ * has taken nothing for half of the time at least, and for all of it at most.)
  */
 static int64_t write_due(const weir_stream *stream) {
     if (!stream->is_write_timed || stream->wants_close)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "facts/facts.h"
 
+#include <assert.h>
 #include <stdio.h>
 
-enum { MOST_SOCKETS = 1024, MOST_BUFFERS = 4096, INTERNAL = 1 << 30, PATIENCE = 2000 };
+enum { MOST_SOCKETS = 1024, MOST_BUFFERS = 4096, INTERNAL = 1 << 30, PATIENCE = 2000, MOST_FACTS = 256 };
 
 typedef struct group {
     weir__buffer_ring *ring;
@@ -286,6 +287,14 @@ void write_bytes(int fd, size_t size) {
     wrote(fd, size);
 }
 
+void write_urgent(int fd) {
+    struct io_uring_sqe *sqe = entry(IORING_OP_SEND, fd, INTERNAL + 5);
+    sqe->addr = (uint64_t)(uintptr_t) "!";
+    sqe->len = 1;
+    sqe->msg_flags = MSG_NOSIGNAL | MSG_OOB;
+    is(next_of(INTERNAL + 5), INTERNAL + 5, 1, 0);
+}
+
 static void write_until_full(int fd) {
     uint8_t bytes[8192];
     for (int tries = 0; tries < 3;) {
@@ -409,21 +418,24 @@ static void run_fact(void **state) {
 }
 
 static unsigned add(struct CMUnitTest *tests, unsigned count, const fact *list) {
-    for (; list->run != NULL; list++)
+    for (; list->run != NULL; list++) {
+        assert(count < MOST_FACTS);
         tests[count++] = (struct CMUnitTest){ .name = list->name,
                                               .test_func = run_fact,
                                               .teardown_func = tear_down,
                                               .initial_state = (void *)(uintptr_t)list };
+    }
     return count;
 }
 
 int main(void) {
-    static struct CMUnitTest tests[128];
+    static struct CMUnitTest tests[MOST_FACTS];
     unsigned count = add(tests, 0, facts_of_buffers);
     count = add(tests, count, facts_of_caps);
     count = add(tests, count, facts_of_receives);
     count = add(tests, count, facts_of_completions);
     count = add(tests, count, facts_of_sockets);
+    count = add(tests, count, facts_of_readiness);
     count = add(tests, count, facts_of_this_edge);
     return _cmocka_run_group_tests(facts_edge, tests, count, NULL, NULL);
 }

@@ -45,7 +45,7 @@ typedef struct fact {
     { #name, name, families }
 
 extern const fact facts_of_buffers[], facts_of_caps[], facts_of_receives[], facts_of_completions[],
-    facts_of_sockets[];
+    facts_of_sockets[], facts_of_readiness[];
 extern const fact facts_of_this_edge[]; /* which the other one does not have. All are ended by {} */
 
 /* ---- a ring, its buffers and sockets ---------------------------------------------------------------- */
@@ -115,6 +115,8 @@ void write_bytes(int fd, size_t size);
 /* What stands there, for those who send it themselves, and then: so much of it was taken. */
 void next_bytes(int fd, void *data, size_t size);
 void wrote(int fd, size_t size);
+/* A byte that is not among the others. */
+void write_urgent(int fd);
 /* Send as much as goes in, and then submit a send of @size bytes, which waits. */
 void send_that_waits(int fd, uint64_t user, void *data, size_t size);
 /* Take what a completion brought out of its buffer, whose place is known from the order of completions alone, and see

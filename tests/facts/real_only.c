@@ -5,7 +5,9 @@
  */
 #include <liburing.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "facts/facts.h"
 
@@ -192,6 +194,66 @@ static void closing_does_not_end_what_is_under_way(void) {
     is(next_of(2), 2, 0, 0);
 }
 
+/* ---- readiness ---------------------------------------------------------------------------------------- */
+
+static void send_with_a_descriptor(int fd, size_t size) {
+    uint8_t bytes[64];
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr aligned;
+    } control = { { 0 } };
+    struct iovec vector = { bytes, size };
+    struct msghdr message = {
+        .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control
+    };
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    assert_true(size <= sizeof bytes);
+    next_bytes(fd, bytes, size);
+    *header =
+        (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int)) };
+    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    assert_int_equal(sendmsg(fd, &message, MSG_NOSIGNAL), size);
+    wrote(fd, size);
+}
+
+/* What the simulated one does anywhere in a Unix socket. */
+static void short_receive_of_a_unix_socket_stops_behind_each_descriptor(void) {
+    uint8_t bytes[100];
+    begin();
+    send_with_a_descriptor(ends[1], 5);
+    send_with_a_descriptor(ends[1], 3);
+    write_bytes(ends[1], 2);
+    assert_int_equal(weir__sys_receive(ends[0], bytes, sizeof bytes), 5);
+    assert_int_equal(weir__sys_receive(ends[0], bytes, sizeof bytes), 3);
+    assert_int_equal(weir__sys_receive(ends[0], bytes, sizeof bytes), 2);
+    assert_int_equal(weir__sys_receive(ends[0], bytes, sizeof bytes), -EAGAIN);
+}
+
+static void regular_file_cannot_be_registered(void) {
+    FILE *file = tmpfile();
+    open_ring(16, 64);
+    assert_non_null(file);
+    int epoll = own(weir__sys_epoll());
+    assert_int_equal(weir__sys_epoll_set(epoll, EPOLL_CTL_ADD, fileno(file), EPOLLIN | EPOLLET, 1), -EPERM);
+    fclose(file);
+}
+
+/* So who closes it without removing it first hears of it still, under a number that may be another's by then. */
+static void closed_descriptor_whose_file_lives_on_stays_registered(void) {
+    struct epoll_event event;
+    begin();
+    int epoll = own(weir__sys_epoll()), other = own(dup(ends[0]));
+    test_ok(weir__sys_epoll_set(epoll, EPOLL_CTL_ADD, ends[0], EPOLLIN | EPOLLET, 1));
+    assert_int_equal(weir__sys_epoll_wait(epoll, &event, 1, 0), 0);
+    close_now(ends[0]);
+    write_bytes(ends[1], 10);
+    until(other, POLLIN);
+    assert_int_equal(weir__sys_epoll_wait(epoll, &event, 1, 0), 1);
+    assert_int_equal(event.data.u64, 1);
+    int r = weir__sys_epoll_set(epoll, EPOLL_CTL_DEL, ends[0], 0, 0); /* nor can it be removed now */
+    assert_int_equal(r, -EBADF);
+}
+
 const fact facts_of_this_edge[] = {
     FACT(multishot_read_fills_buffers_as_a_receive_does, ANY),
     FACT(recvmsg_takes_a_header_of_each_buffer, ANY),
@@ -200,5 +262,8 @@ const fact facts_of_this_edge[] = {
     FACT(buffer_is_given_up_early_where_the_kernel_knows_min_left, UNIX),
     FACT(ring_is_of_use_to_its_own_thread_alone, UNIX),
     FACT(closing_does_not_end_what_is_under_way, ANY),
+    FACT(short_receive_of_a_unix_socket_stops_behind_each_descriptor, UNIX),
+    FACT(regular_file_cannot_be_registered, UNIX),
+    FACT(closed_descriptor_whose_file_lives_on_stays_registered, ANY),
     { 0 },
 };

@@ -29,6 +29,7 @@ void facts_edge_begin(unsigned round) {
 void facts_edge_end(void) {
     for (size_t i = 0; i < sim.socket_count; i++) {
         free(sim.sockets[i]->received.data);
+        free(sim.sockets[i]->registered);
         free(sim.sockets[i]);
     }
     free(sim.sockets);

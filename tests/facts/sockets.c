@@ -157,14 +157,6 @@ static void send_to_a_closed_unix_socket_fails(void) {
 
 /* ---- urgent bytes ------------------------------------------------------------------------------------ */
 
-static void write_urgent(int fd) {
-    struct io_uring_sqe *sqe = entry(IORING_OP_SEND, fd, 97);
-    sqe->addr = (uint64_t)(uintptr_t) "!";
-    sqe->len = 1;
-    sqe->msg_flags = MSG_NOSIGNAL | MSG_OOB;
-    is(next_of(97), 97, 1, 0);
-}
-
 /* The kernel's own poll for room asks for urgent bytes too, and one that nobody reads is there each time. */
 static void urgent_byte_moves_a_send_that_waits_to_a_worker_thread(void) {
     begin();

@@ -67,7 +67,7 @@ static struct {
     uint64_t blocked;       /* 1 << number - 1 */
     unsigned raised[65];    /* by number */
     unsigned fd_count;
-    int peek, unsent, backlog, receive_result;
+    int peek, unsent, backlog, receive_result, socket_error, peer;
     const uint8_t *receive_data;
     unsigned peeks, receives, connects, shutdowns;
     _Atomic(unsigned) signals, mappings;
@@ -82,6 +82,7 @@ static _Atomic(uint64_t) mapped;
 
 void script_begin(void) {
     memset(&script, 0, sizeof script);
+    script_begin_epoll();
     script.kernel = 6U << 16 | 18U << 8;
     script.refused_entries = UINT32_MAX;
     script.now = 1000000000;
@@ -129,7 +130,7 @@ void script_fail(enum script_call call, int error, unsigned times) {
     script.faults[call].times = times;
 }
 
-static int fault(enum script_call call) {
+int script_fault(enum script_call call) {
     if (script.faults[call].times == 0)
         return 0;
     script.faults[call].times--;
@@ -159,7 +160,7 @@ void script_set_features(uint32_t features) {
 /* ---- rings ------------------------------------------------------------------------------------------ */
 
 static int try_open(unsigned sq_entries, uint32_t setup_flags) {
-    int r = fault(SCRIPT_OPEN);
+    int r = script_fault(SCRIPT_OPEN);
     if (r < 0)
         return r;
     if ((setup_flags & script.refused_setup) != 0)
@@ -205,7 +206,7 @@ uint32_t weir__ring_features(const weir__ring *ring) {
 }
 
 int weir__ring_enable(weir__ring *ring) {
-    int r = fault(SCRIPT_ENABLE);
+    int r = script_fault(SCRIPT_ENABLE);
     ring->is_enabled = r >= 0;
     return r;
 }
@@ -272,7 +273,7 @@ static void show_completions(unsigned cq_entries) {
 int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int64_t timeout_ns) {
     assert_true(ring->is_enabled);
     script.last_enter = (script_enter){ script.last_enter.count + 1, wait, 0, enter_flags, timeout_ns };
-    int r = fault(SCRIPT_ENTER);
+    int r = script_fault(SCRIPT_ENTER);
     if (r < 0)
         return r;
     unsigned count = submit(ring);
@@ -452,7 +453,7 @@ void script_consume(const script_entry *entry, size_t size) {
 int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, uint16_t flags,
                            const weir_allocator *allocator, weir__buffer_ring **ret_buffers) {
     (void)ring;
-    int r = fault(SCRIPT_BUFFERS_OPEN);
+    int r = script_fault(SCRIPT_BUFFERS_OPEN);
     if (r < 0)
         return r;
     if ((flags & script.refused_buffers) != 0)
@@ -547,13 +548,13 @@ void script_write_into_buffer(uint16_t id, uint32_t offset, const void *bytes, s
 
 /* ---- descriptors ------------------------------------------------------------------------------------ */
 
-static int new_fd(void) {
+int script_new_fd(void) {
     assert_true(script.fd_count < MAX_FDS);
     script.is_fd_open[script.fd_count] = true;
     return FIRST_FD + (int)script.fd_count++;
 }
 
-static int check_fd(int fd) {
+int script_check_fd(int fd) {
     return fd >= FIRST_FD && fd < FIRST_FD + MAX_FDS && script.is_fd_open[fd - FIRST_FD] ? 0 : -EBADF;
 }
 
@@ -570,29 +571,29 @@ unsigned script_signals(void) {
 
 int weir__sys_socket(int family, int type) {
     (void)family, (void)type;
-    return new_fd();
+    return script_new_fd();
 }
 
 int weir__sys_bind(int fd, const struct sockaddr *address, socklen_t length) {
     (void)address, (void)length;
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int weir__sys_listen(int fd, int backlog) {
     script.backlog = backlog;
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) {
     (void)address, (void)length;
-    int r = check_fd(fd);
+    int r = script_check_fd(fd);
     script.connects++;
-    return r < 0 ? r : fault(SCRIPT_CONNECT);
+    return r < 0 ? r : script_fault(SCRIPT_CONNECT);
 }
 
 int weir__sys_shutdown(int fd, int how) {
     script.shutdowns += how == SHUT_WR;
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int script_backlog(void) {
@@ -609,40 +610,52 @@ unsigned script_shutdowns(void) {
 
 int weir__sys_setsockopt(int fd, int level, int name, int value) {
     (void)level, (void)name, (void)value;
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     (void)level;
     *ret_value = name == SO_TYPE ? SOCK_STREAM : name == SO_DOMAIN ? AF_INET : 0;
-    return check_fd(fd);
+    if (name == SO_ERROR) {
+        *ret_value = script.socket_error;
+        script.socket_error = 0;
+    }
+    return script_check_fd(fd);
 }
 
 int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
     struct sockaddr_in *in = (struct sockaddr_in *)ret_address;
     *in = (struct sockaddr_in){ .sin_family = AF_INET };
     *ret_length = sizeof *in;
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
-    return weir__sys_getsockname(fd, ret_address, ret_length);
+    return script.peer < 0 ? script.peer : weir__sys_getsockname(fd, ret_address, ret_length);
+}
+
+void script_set_socket_error(int error) {
+    script.socket_error = error;
+}
+
+void script_set_peer(int result) {
+    script.peer = result;
 }
 
 int weir__sys_socketpair(int ret_fds[2]) {
-    int r = fault(SCRIPT_SOCKETPAIR);
+    int r = script_fault(SCRIPT_SOCKETPAIR);
     if (r < 0)
         return r;
-    ret_fds[0] = new_fd();
-    ret_fds[1] = new_fd();
+    ret_fds[0] = script_new_fd();
+    ret_fds[1] = script_new_fd();
     return 0;
 }
 
 int weir__sys_send(int fd, const void *data, size_t size) {
     (void)data;
-    int r = fault(SCRIPT_SEND);
+    int r = script_fault(SCRIPT_SEND);
     if (r == 0)
-        r = check_fd(fd);
+        r = script_check_fd(fd);
     return r < 0 ? r : (int)size;
 }
 
@@ -668,7 +681,9 @@ unsigned script_receives(void) {
 }
 
 int weir__sys_receive(int fd, void *data, size_t size) {
-    int r = check_fd(fd);
+    int r = script_fault(SCRIPT_RECEIVE);
+    if (r == 0)
+        r = script_check_fd(fd);
     script.receives++;
     if (r < 0 || script.receive_result <= 0)
         return r < 0 ? r : script.receive_result;
@@ -680,7 +695,7 @@ int weir__sys_receive(int fd, void *data, size_t size) {
 }
 
 int weir__sys_unsent(int fd) {
-    int r = check_fd(fd);
+    int r = script_check_fd(fd);
     return r < 0 ? r : script.unsent;
 }
 
@@ -691,18 +706,18 @@ int weir__sys_peek(int fd) {
 }
 
 int weir__sys_close(int fd) {
-    assert_int_equal(check_fd(fd), 0); /* a descriptor closed twice may be another's */
+    assert_int_equal(script_check_fd(fd), 0); /* a descriptor closed twice may be another's */
     script.is_fd_open[fd - FIRST_FD] = false;
     return 0;
 }
 
 int weir__sys_set_nonblocking_cloexec(int fd) {
-    return check_fd(fd);
+    return script_check_fd(fd);
 }
 
 int weir__sys_eventfd(void) {
-    int r = fault(SCRIPT_EVENTFD);
-    return r < 0 ? r : new_fd();
+    int r = script_fault(SCRIPT_EVENTFD);
+    return r < 0 ? r : script_new_fd();
 }
 
 int weir__sys_eventfd_signal(int fd) {
@@ -712,16 +727,16 @@ int weir__sys_eventfd_signal(int fd) {
 }
 
 int weir__sys_signalfd(int number) {
-    int r = fault(SCRIPT_SIGNALFD);
+    int r = script_fault(SCRIPT_SIGNALFD);
     if (r < 0)
         return r;
-    int fd = new_fd();
+    int fd = script_new_fd();
     script.signal_of[fd - FIRST_FD] = number;
     return fd;
 }
 
 int weir__sys_read(int fd, void *data, size_t size) {
-    assert_int_equal(check_fd(fd), 0);
+    assert_int_equal(script_check_fd(fd), 0);
     int number = script.signal_of[fd - FIRST_FD];
     assert_true(number > 0 && size == sizeof(struct signalfd_siginfo));
     if (script.raised[number] == 0)
@@ -782,7 +797,7 @@ void *weir__sys_wiped_page(void) {
 }
 
 void *weir__sys_map_private(size_t size) {
-    if (fault(SCRIPT_MAP) < 0)
+    if (script_fault(SCRIPT_MAP) < 0)
         return NULL;
     atomic_fetch_add(&mapped, size);
     return map(size, MADV_DONTFORK);

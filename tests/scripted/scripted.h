@@ -38,6 +38,12 @@ enum script_call {
     SCRIPT_SEND,
     SCRIPT_CONNECT, /* connect(2), which is no request of the ring */
     SCRIPT_MAP,
+    SCRIPT_EPOLL,
+    SCRIPT_EPOLL_SET,
+    SCRIPT_EPOLL_WAIT,
+    SCRIPT_RECEIVE,
+    SCRIPT_SEND_VECTORS,
+    SCRIPT_ACCEPT,
     SCRIPT_CALLS
 };
 
@@ -133,6 +139,47 @@ void script_write_into_buffer(uint16_t id, uint32_t offset, const void *bytes, s
 /* Bytes of payload that are mapped. */
 uint64_t script_mapped(void);
 
+/* ---- readiness -------------------------------------------------------------------------------------- */
+
+/* A call of epoll_ctl(2), and what was said. */
+typedef struct script_set {
+    int operation, fd;
+    uint32_t events;
+    uint64_t data;
+    int result;
+} script_set;
+
+/* How many there were, one of them, and the last one. */
+unsigned script_sets(void);
+script_set script_set_at(unsigned index);
+script_set script_last_set(void);
+bool script_is_registered(int fd);
+/* The next wait says this of @fd, in the order of these calls; unless it is not registered by then. */
+void script_ready(int fd, uint32_t events);
+
+typedef struct script_wait {
+    unsigned count; /* of waits */
+    unsigned told;
+    int64_t timeout_ns;
+} script_wait;
+
+/* The last one. */
+script_wait script_last_wait(void);
+
+/* From now on sockets take so many bytes with weir__sys_send_vectors() and no more; SIZE_MAX, as at first: any number. */
+void script_set_room(size_t bytes);
+size_t script_sent(const void **ret_bytes); /* what they took, one behind the other */
+unsigned script_sends(void);                /* calls, and how many vectors the last one had */
+size_t script_last_vectors(void);
+/* So many more connections wait to be accepted. */
+void script_come(unsigned count);
+unsigned script_accepts(void); /* calls */
+/* What SO_ERROR says of any socket once, an errno; and getpeername(2) from now on, 0 or -errno. */
+void script_set_socket_error(int error);
+void script_set_peer(int result);
+/* One variable of the environment, which is empty otherwise. */
+void script_set_environment(const char *name, const char *value);
+
 /* ---- descriptors ------------------------------------------------------------------------------------ */
 
 unsigned script_fds_open(void);
@@ -155,5 +202,12 @@ void script_raise(int number);
 bool script_is_blocked(int number);
 void script_block(int number);
 unsigned script_mappings(void); /* pages that are not inherited, still mapped */
+
+/* ---- scripted.c, for epoll.c ------------------------------------------------------------------------- */
+
+void script_begin_epoll(void);
+int script_fault(enum script_call call); /* what it is to fail with; 0 */
+int script_new_fd(void);
+int script_check_fd(int fd); /* 0: open; -EBADF */
 
 #endif

@@ -178,6 +178,7 @@ void sim_begin(const sim_config *config) {
 void sim_end(void) {
     for (size_t i = 0; i < sim.socket_count; i++) {
         free(sim.sockets[i]->received.data);
+        free(sim.sockets[i]->registered);
         free(sim.sockets[i]);
     }
     free(sim.sockets);

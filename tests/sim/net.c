@@ -45,6 +45,10 @@ static sim_socket *socket_new(enum sim_socket_kind kind) {
     return socket;
 }
 
+sim_socket *sim_epoll_new(void) {
+    return socket_new(SIM_EPOLL);
+}
+
 sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length) {
     sim_socket *socket = socket_new(SIM_LISTENER);
     memcpy(&socket->address, address, length);
@@ -97,6 +101,8 @@ int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t leng
         if (from->peer != NULL)
             far->peer = from->peer;
         listener->pending[listener->pending_count++] = far;
+        sim_changed(listener);
+        sim_changed(from);
         return 0;
     }
     return -ECONNREFUSED;
@@ -120,10 +126,23 @@ void sim_take(sim_socket *socket, void *data, size_t size) {
         memcpy(data, bytes->data + bytes->head, size);
     bytes->head += size;
     bytes->size -= size;
+    if (socket->is_urgent && size > socket->urgent_after)
+        socket->is_urgent = false;
+    socket->urgent_after -= size < socket->urgent_after ? size : socket->urgent_after;
+    sim_made_room(socket);
+}
+
+void sim_urge(sim_socket *socket) {
+    socket->is_urgent = true;
+    socket->urgent_after = sim_readable(socket);
+    sim_changed(socket);
 }
 
 int sim_take_error(sim_socket *socket) {
-    int error = !socket->has_error ? 0 : socket->ended_first ? -EPIPE : -ECONNRESET;
+    int error = !socket->has_error    ? 0
+                : socket->is_refused  ? -ECONNREFUSED
+                : socket->ended_first ? -EPIPE
+                                      : -ECONNRESET;
     socket->has_error = false;
     return error;
 }
@@ -135,10 +154,12 @@ int sim_transmit(sim_socket *from, const void *data, size_t size) {
         return -EPIPE;
     size_t used = sim_readable(from->other);
     size_t room = from->other->room > used ? from->other->room - used : 0;
+    from->wants_room = from->wants_room || size > room;
     if (room == 0)
         return -EAGAIN;
     size = size < room ? size : room;
     bytes_append(&from->other->received, data, size);
+    sim_changed(from->other);
     from->sent += size;
     from->sent_at = sim.now_ns;
     return (int)size;
@@ -150,6 +171,8 @@ void sim_shut(sim_socket *socket) {
     socket->is_shut = true;
     if (socket->other != NULL)
         socket->other->has_ended = true;
+    sim_changed(socket->other);
+    sim_changed(socket);
 }
 
 /* @socket's far end hears a reset; what it has received already it can still read. */
@@ -157,6 +180,8 @@ void sim_reset(sim_socket *socket) {
     sim_socket *far = socket->other;
     socket->is_reset = socket->is_shut = true;
     socket->other = NULL;
+    sim_changed(socket);
+    sim_changed(far);
     if (far == NULL)
         return;
     far->ended_first = far->is_tcp && far->has_ended && !far->is_shut;
@@ -173,6 +198,7 @@ void sim_close_socket(sim_socket *socket) {
             sim_reset(socket); /* what nobody read makes an end a reset */
         } else {
             sim_shut(socket);
+            sim_changed(socket->other);
             socket->other->other = NULL;
         }
     }
@@ -181,7 +207,14 @@ void sim_close_socket(sim_socket *socket) {
 }
 
 int sim_poll(const sim_socket *socket) {
-    int events = sim_readable(socket) > 0 || socket->pending_count > 0 ? POLLIN : 0;
+    bool was_never_connected = !socket->is_connected && !socket->is_reset && socket->other == NULL;
+    if (socket->kind == SIM_EVENTFD)
+        return socket->signals > 0 ? POLLIN | POLLOUT : POLLOUT;
+    if (socket->kind == SIM_LISTENER)
+        return socket->pending_count > 0 ? POLLIN : 0;
+    if (was_never_connected)
+        return socket->is_connecting ? 0 : POLLOUT | POLLHUP;
+    int events = sim_readable(socket) > 0 ? POLLIN : 0;
     if (socket->is_urgent)
         events |= POLLPRI;
     if (socket->has_ended || socket->is_reset)
@@ -239,18 +272,35 @@ int weir__sys_listen(int fd, int backlog) {
     return 0;
 }
 
+static int begin_connect(sim_socket *socket, const struct sockaddr *address, socklen_t length) {
+    sim_settle(socket);
+    if (socket->is_connecting || socket->is_connected)
+        return socket->is_connecting ? -EALREADY : -EISCONN;
+    memcpy(&socket->target, address, length);
+    socket->target_length = length;
+    socket->is_connecting = true;
+    sim.connecting++;
+    socket->connects_at =
+        sim.now_ns + (sim_fault(SIM_BLACKHOLE) ? INT64_C(1) << 60 : (int64_t)sim_random(3) * 1000000);
+    sim_event(SIM_EVENT_CONNECTING);
+    return -EINPROGRESS;
+}
+
 int weir__sys_connect(int fd, const struct sockaddr *address, socklen_t length) {
     sim_socket *socket = sim_socket_of(fd);
     if (socket == NULL)
         return -EBADF;
-    if (address->sa_family != AF_UNSPEC)
+    if (address->sa_family == AF_UNIX)
         return sim_connect(socket, address, length);
+    if (address->sa_family != AF_UNSPEC)
+        return begin_connect(socket, address, length);
     sim_require(socket->is_tcp, "a Unix socket was disconnected");
     if (socket->requests > 0)
         sim_event(SIM_EVENT_DISCONNECTED);
     sim_reset(socket);
     sim_take(socket, NULL, sim_readable(socket));
     socket->has_ended = socket->is_disconnected = true;
+    sim_give_up_connecting(socket);
     sim_ring_disconnected(socket);
     return 0;
 }
@@ -267,6 +317,7 @@ int weir__sys_shutdown(int fd, int how) {
         socket->has_ended = true;
         if (!socket->is_tcp && socket->other != NULL)
             socket->other->is_shut = true;
+        sim_changed(socket->other);
     }
     return 0;
 }
@@ -280,6 +331,7 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     sim_socket *socket = sim_socket_of(fd);
     if (socket == NULL)
         return -EBADF;
+    sim_settle(socket);
     if (level == SOL_SOCKET && name == SO_ERROR) {
         *ret_value = -sim_take_error(socket);
     } else if (level == SOL_SOCKET && name == SO_TYPE) {
@@ -304,9 +356,10 @@ int weir__sys_getsockname(int fd, struct sockaddr_storage *ret_address, socklen_
 }
 
 int weir__sys_getpeername(int fd, struct sockaddr_storage *ret_address, socklen_t *ret_length) {
-    const sim_socket *socket = sim_socket_of(fd);
+    sim_socket *socket = sim_socket_of(fd);
     if (socket == NULL)
         return -EBADF;
+    sim_settle(socket);
     if (!socket->is_connected || socket->is_reset)
         return -ENOTCONN;
     memset(ret_address, 0, sizeof *ret_address);
@@ -330,20 +383,51 @@ int weir__sys_send(int fd, const void *data, size_t size) {
     return socket == NULL ? -EBADF : sim_transmit(socket, data, size);
 }
 
+/* How much a receive of @size brings now. It stops at the urgent mark, or goes over it if it begins there. A signal that comes
+ * there makes it say that there is nothing. Else what it brings over TCP is all that it was asked for, or all there is; a
+ * Unix socket's stops behind what came with a descriptor. */
+static size_t receivable(sim_socket *socket, size_t size) {
+    size_t there = sim_readable(socket), most = there < size ? there : size;
+    if (most > 0 && sim_is_too_early(socket))
+        return 0;
+    if (socket->is_urgent && socket->urgent_after == 0) {
+        if (most > 0 && sim_fault(SIM_SIGNAL_AT_MARK)) {
+            sim_event(SIM_EVENT_HIDDEN_BY_MARK);
+            return 0;
+        }
+        socket->is_urgent = false;
+    }
+    if (socket->is_urgent && most > socket->urgent_after) {
+        sim_event(SIM_EVENT_STOPPED_AT_MARK);
+        most = socket->urgent_after;
+    }
+    if (most > 1 && (!sim.config.epoll || !socket->is_tcp) && sim_fault(SIM_SPLIT)) {
+        sim_event(SIM_EVENT_RECEIVED_PART);
+        most = 1 + (size_t)sim_random(most - 1);
+    }
+    return most;
+}
+
 int weir__sys_receive(int fd, void *data, size_t size) {
     sim_socket *socket = sim_socket_of(fd);
     sim_require(socket != NULL && socket->kind == SIM_STREAM, "a receive on descriptor %d, which is no stream",
                 fd);
     sim_require(size > 0, "a receive of nothing");
-    sim_ring_received(socket);
-    size_t most = sim_readable(socket) < size ? sim_readable(socket) : size;
-    if (most > 1 && sim_fault(SIM_SPLIT))
-        most = 1 + (size_t)sim_random(most - 1);
+    sim.operations++;
+    sim_between(socket);
+    sim_settle(socket);
+    if (!sim.config.epoll)
+        sim_ring_received(socket);
+    size_t most = receivable(socket, size);
     sim_take(socket, data, most);
     if (most > 0 && !socket->is_shut)
         socket->brought_at = sim.now_ns;
     if (most > 0)
+        sim_epoll_useful();
+    if (most > 0)
         return (int)most;
+    if (sim_readable(socket) > 0)
+        return -EAGAIN; /* and something is there all the same */
     if (socket->is_reset && socket->has_error && !socket->ended_first)
         return sim_take_error(socket);
     return socket->has_ended ? 0 : -EAGAIN;
@@ -368,7 +452,12 @@ int weir__sys_close(int fd) {
     sim_require(socket->requests == 0 || socket->kind == SIM_EVENTFD,
                 "descriptor %d was closed with %u requests under way", fd, socket->requests);
     sim.descriptors--;
+    sim_require(!sim.config.epoll || socket->registrations == 0,
+                "descriptor %d was closed, and is registered with epoll", fd);
     sim_ring_closed(socket);
+    sim_epoll_forget(socket);
+    sim_epoll_useful();
+    sim_give_up_connecting(socket);
     socket->fd = -1;
     sim_close_socket(socket);
     return 0;
@@ -391,6 +480,7 @@ int weir__sys_eventfd_signal(int fd) {
     sim_require(socket != NULL && socket->kind == SIM_EVENTFD, "descriptor %d was signalled, which is no eventfd",
                 fd);
     socket->signals++;
+    sim_changed(socket);
     return 8;
 }
 

@@ -124,7 +124,7 @@ static bool peer_write(connection *c) {
     if (r > 0)
         c->peer_wrote += (uint64_t)r;
     if (r > 0 && c->socket->is_tcp && c->socket->other != NULL && sim_fault(SIM_URGENT))
-        c->socket->other->is_urgent = true;
+        sim_urge(c->socket->other);
     if (r == -EPIPE || r == -ECONNRESET)
         c->peer_gone = c->peer_was_reset = true;
     return r != -EAGAIN;

@@ -181,7 +181,7 @@ static bool run_send(weir__ring *ring, request *r) {
             part = 1 + (size_t)sim_random(part - 1);
         bool is_urgent = (r->sqe.msg_flags & MSG_OOB) != 0 && r->socket->other != NULL;
         if (is_urgent) /* it is not among the others */
-            r->socket->other->is_urgent = true;
+            sim_urge(r->socket->other);
         res = is_urgent ? (int)part : sim_transmit(r->socket, vectors[i].iov_base, part);
         if (res > 0)
             sent += (size_t)res;

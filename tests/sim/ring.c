@@ -323,6 +323,7 @@ int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsign
         return -ENOMEM;
     weir__ring *ring = calloc(1, sizeof *ring);
     sim_require(the_ring == NULL, "a second ring was opened");
+    sim_require(!sim.config.epoll, "a ring was opened, and epoll was asked for");
     starved.count = 0;
     ring->allocator = allocator;
     ring->sq_entries = sim_chance(SIM_TINY_SQ) ? 2 : sq_entries;

@@ -251,6 +251,46 @@ static void polled_bytes_can_be_kept_and_are_counted(void **state) {
     weir__sys_close(fd);
 }
 
+static weir_slice several[4];
+static unsigned several_count;
+
+static void keep_several(owner *it, const told *last) {
+    if (last->size > 0)
+        weir_slice_ref(&it->slice, &several[several_count++]);
+}
+
+/* Half of the budget lay idle, in buffers, and a receive that needs a block waited for a second, or for ever. */
+static void idle_buffers_make_room_for_a_block(void **state) {
+    (void)state;
+    static const char full[BUFFER] = "full";
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    several_count = 0;
+    o[0].then = keep_several;
+    rig_open(&(rig_options){ .budget = 4, .window = 1, .tuning = { .no_receive_limits = true } });
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    for (int i = 0; i < 4; i++) {
+        script_receive(entry, full, BUFFER, true);
+        rig_dispatch();
+        rig_submit();
+    }
+    while (several_count > 0)
+        weir_slice_unref(&several[--several_count]);
+    rig_turn();
+    assert_int_equal(rig_pool_stats().buffers_idle, 3);
+    start(&o[1], fd, 10);
+    is_readable(expect_poll(fd), "abc", 3); /* there is no room */
+    told_nothing_more(&o[1]);
+    rig_submit();
+    assert_int_equal(rig_pool_stats().buffers_idle, 0);
+    is_readable(expect_poll(fd), "abc", 3);
+    told_bytes(&o[1], "abc");
+    o[0].read = o[0].count;
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
 /* ---- cancelled ------------------------------------------------------------------------------------------ */
 
 static void cancelled_before_it_was_submitted_it_is_over(void **state) {
@@ -355,6 +395,7 @@ int main(void) {
         rig_test(kernel_without_limits_is_found_out_and_remembered),
         rig_test(polled_receive_waits_again_or_is_over),
         rig_test(polled_bytes_can_be_kept_and_are_counted),
+        rig_test(idle_buffers_make_room_for_a_block),
         rig_test(cancelled_before_it_was_submitted_it_is_over),
         rig_test(cancelled_in_the_kernel_it_is_over_with_both_answers),
         rig_test(cancelled_poll_that_fired_receives_nothing),

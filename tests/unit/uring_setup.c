@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "backend/choose.h"
 #include "unit/rig.h"
 
 static const weir__tuning no_tuning;
@@ -196,8 +197,8 @@ static void reason_is_cut_to_its_room(void **state) {
 
 static void buffers_of_the_modes_differ(void **state) {
     (void)state;
-    assert_int_equal(weir__uring_buffer_bytes(WEIR_BACKEND_URING_INCREMENTAL), 64 << 10);
-    assert_int_equal(weir__uring_buffer_bytes(WEIR_BACKEND_URING_CLASSIC), 16 << 10);
+    assert_int_equal(weir__backend_buffer_bytes(WEIR_BACKEND_URING_INCREMENTAL), 64 << 10);
+    assert_int_equal(weir__backend_buffer_bytes(WEIR_BACKEND_URING_CLASSIC), 16 << 10);
 }
 
 /* ---- the self-test ---------------------------------------------------------------------------------- */
