@@ -230,7 +230,7 @@ void weir__epoll_told(weir__epoll *e, int fd, uint32_t events) {
     if (gone != 0)
         file->ready |= (gone & (EPOLLHUP | EPOLLERR)) != 0 ? EPOLLIN | EPOLLOUT : EPOLLIN;
     weir__op *in = file->in, *out = file->out;
-    if (in != NULL && in->kind == WEIR__OP_WATCH)
+    if (in != NULL && in->kind == WEIR__OP_WATCH && in->state != FINISHED)
         in->result |= (int32_t)gone;
     if (in != NULL && in->state == ATTACHED &&
         (in->kind == WEIR__OP_WATCH ? in->result != 0 : (file->ready & EPOLLIN) != 0))
