@@ -89,10 +89,9 @@ uint32_t world_mode(void) {
 
 int world_main(const struct CMUnitTest *tests, size_t count) {
     char reason[WEIR_REASON_SIZE] = "";
-    const weir_loop_options options = { .size = sizeof options,
-                                        .backend = world_mode(),
-                                        .reason = reason,
-                                        .reason_size = sizeof reason };
+    const weir_loop_options options = {
+        .size = sizeof options, .backend = world_mode(), .reason = reason, .reason_size = sizeof reason
+    };
     weir_loop *loop;
     int result = weir_loop_new(&options, &loop);
     /* epoll is everywhere. */
@@ -243,6 +242,12 @@ void world_told(world *w, const char *expected, const char *file, int line) {
     w->story[0] = '\0';
 }
 
+void forget_story(world *w) {
+    w->talking = NULL;
+    w->length = 0;
+    w->story[0] = '\0';
+}
+
 void world_gave_up(world *w, const char *condition) {
     finish_line(w);
     fail_msg("never came true in mode %u: %s; told until then:\n%s--", world_mode(), condition, w->story);
@@ -281,10 +286,15 @@ const char *error_text(int error) {
 /* ---- streams -------------------------------------------------------------------------------------------- */
 
 static const char *reason_text(int reason) {
-    static const char *const names[] = { "0",       "LOCAL", "PEER",  "ABORT",  "ERROR", "CONNECT",
-                                         "IDLE",    "WRITE", "LINGER", "PIPE",   "DRAIN", "LOOP" };
+    static const char *const names[] = { "0",    "LOCAL", "PEER",   "ABORT", "ERROR", "CONNECT",
+                                         "IDLE", "WRITE", "LINGER", "PIPE",  "DRAIN", "LOOP" };
     assert_in_range(reason, 1, sizeof names / sizeof *names - 1);
     return names[reason];
+}
+
+static void tell(const teller *t, const char *text) {
+    if (!t->voice.is_quiet)
+        say(t->voice.world, "%s: %s", t->voice.name, text);
 }
 
 static void called(teller *t, weir_stream *stream, char event, const weir_slice *slice) {
@@ -297,7 +307,7 @@ static void called(teller *t, weir_stream *stream, char event, const weir_slice 
 static void on_open(weir_stream *stream, void *userdata) {
     teller *t = userdata;
     t->opens++;
-    say(t->voice.world, "%s: open", t->voice.name);
+    tell(t, "open");
     called(t, stream, 'o', NULL);
 }
 
@@ -311,14 +321,14 @@ static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata
 static void on_end(weir_stream *stream, void *userdata) {
     teller *t = userdata;
     t->ends++;
-    say(t->voice.world, "%s: end", t->voice.name);
+    tell(t, "end");
     called(t, stream, 'e', NULL);
 }
 
 static void on_drain(weir_stream *stream, void *userdata) {
     teller *t = userdata;
     t->drains++;
-    say(t->voice.world, "%s: drain", t->voice.name);
+    tell(t, "drain");
     called(t, stream, 'r', NULL);
 }
 
@@ -329,7 +339,9 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     t->error = error;
     assert_int_equal(weir_stream_get_state(stream), WEIR_STREAM_CLOSED);
     assert_int_equal(weir_stream_get_fd(stream), -EBADF);
-    say(t->voice.world, "%s: close %s %s", t->voice.name, reason_text(reason), error_text(error));
+    char text[64];
+    snprintf(text, sizeof text, "close %s %s", reason_text(reason), error_text(error));
+    tell(t, text);
     called(t, stream, 'c', NULL);
     t->stream = NULL;
 }

@@ -40,9 +40,10 @@ typedef struct voice voice;
 struct voice {
     world *world;
     const char *name;
-    uint64_t seed; /* of the bytes that are to come (support/bytes.h); 0: a text of at most 63 bytes, which is told */
+    uint64_t
+        seed; /* of the bytes that are to come (support/bytes.h); 0: a text of at most 63 bytes, which is told */
     uint64_t size; /* came so far */
-    bool is_quiet; /* bytes are looked at, but no line tells of them: one of many, in any order */
+    bool is_quiet; /* bytes are looked at, but no line tells of this stream: one of many, in any order */
     /* Of that, what no line tells of yet. */
     uint64_t said;
     bool is_wrong;
@@ -84,6 +85,8 @@ void say_data(voice *v, const void *data, size_t size);
 /* The story so far must be this; it begins anew. */
 #define told(w, expected) world_told(w, expected, __FILE__, __LINE__)
 void world_told(world *w, const char *expected, const char *file, int line);
+/* What was told so far is in no certain order, or too much: it was looked at in another way. */
+void forget_story(world *w);
 /* What the loop has counted: bytes, of them copied by writes, connections accepted. */
 void counted(world *w, uint64_t in, uint64_t out, uint64_t copied, uint64_t accepted);
 weir_loop_stats loop_stats(const world *w);

@@ -29,10 +29,9 @@ static void end_it(world *w, teller *a, int peer) {
 
 static void a_full_queue_drains_once(void **state) {
     world *w = *state;
-    const weir_stream_options options = { .size = sizeof options,
-                                          .queue_limit_bytes = LARGE,
-                                          .queue_high_bytes = 1 << 20,
-                                          .queue_low_bytes = 1 << 18 };
+    const weir_stream_options options = {
+        .size = sizeof options, .queue_limit_bytes = LARGE, .queue_high_bytes = 1 << 20, .queue_low_bytes = 1 << 18
+    };
     for (int tcp = 0; tcp <= 1; tcp++) {
         teller a = { .hook = NULL };
         voice p = { .name = "p", .seed = 2 };
@@ -66,10 +65,9 @@ static void a_full_queue_drains_once(void **state) {
 
 static void a_write_beyond_the_limit_is_refused_and_owed_a_drain(void **state) {
     world *w = *state;
-    const weir_stream_options options = { .size = sizeof options,
-                                          .queue_limit_bytes = 1 << 20,
-                                          .queue_high_bytes = 1 << 20,
-                                          .queue_low_bytes = 1000 };
+    const weir_stream_options options = {
+        .size = sizeof options, .queue_limit_bytes = 1 << 20, .queue_high_bytes = 1 << 20, .queue_low_bytes = 1000
+    };
     teller a = { .hook = NULL };
     voice p = { .name = "p", .seed = 2 };
     test_fill(2, 0, data, LARGE);
@@ -171,7 +169,8 @@ static void on_release(const void *lent, size_t size, void *userdata) {
 static void flushes_and_releases_come_in_order(void **state) {
     world *w = *state;
     const weir_stream_options options = { .size = sizeof options, .queue_limit_bytes = LARGE };
-    voice one = { .world = w, .name = "one" }, two = { .world = w, .name = "two" }, three = { .world = w, .name = "three" };
+    voice one = { .world = w, .name = "one" }, two = { .world = w, .name = "two" },
+          three = { .world = w, .name = "three" };
     for (int tcp = 0; tcp <= 1; tcp++) {
         teller a = { .hook = NULL };
         voice p = { .name = "p", .seed = 4 };
@@ -243,16 +242,17 @@ static void what_is_never_sent_is_released_before_on_close(void **state) {
 static void a_writev_is_all_or_nothing(void **state) {
     world *w = *state;
     weir_slice block;
-    const weir_stream_options options = { .size = sizeof options,
-                                          .queue_limit_bytes = 20,
-                                          .queue_high_bytes = 20,
-                                          .queue_low_bytes = 1 };
+    const weir_stream_options options = {
+        .size = sizeof options, .queue_limit_bytes = 20, .queue_high_bytes = 20, .queue_low_bytes = 1
+    };
     for (int tcp = 0; tcp <= 1; tcp++) {
         teller a = { .hook = NULL };
         voice p = { .name = "p" };
         int peer = teller_pair(w, &a, "a", tcp, &options);
         ok(weir_slice_copy(weir_loop_get_pool(w->loop), "counted", 7, &block));
-        const weir_slice three[] = { { (const uint8_t *)"head ", 5, NULL }, block, { (const uint8_t *)" tail", 5, NULL } };
+        const weir_slice three[] = { { (const uint8_t *)"head ", 5, NULL },
+                                     block,
+                                     { (const uint8_t *)" tail", 5, NULL } };
         ok(weir_stream_writev(a.stream, three, 3));
         assert_int_equal(weir_stream_writev(a.stream, three, 3), -ENOBUFS);
         assert_int_equal(weir_stream_get_queued(a.stream), 17);
