@@ -300,6 +300,24 @@ static void a_reset_while_paused(void **state) {
     }
 }
 
+static void pause_at_data(teller *t, char event, const weir_slice *slice) {
+    (void)slice;
+    if (event == 'd')
+        ok(weir_stream_pause(t->stream));
+}
+
+static void a_reset_that_came_with_what_made_it_pause(void **state) {
+    world *w = *state;
+    teller a = { .hook = pause_at_data };
+    int peer = teller_pair(w, &a, "a", true, NULL);
+    turns(w, 3);
+    peer_send_text(peer, "pause");
+    peer_reset(peer);
+    until(w, a.closes == 1);
+    told(w, "a: data 'pause'\n"
+            "a: close ERROR ECONNRESET\n");
+}
+
 static void a_reset_while_nothing_is_granted(void **state) {
     world *w = *state;
     const weir_stream_options options = { .size = sizeof options, .flags = WEIR_STREAM_METERED };
@@ -391,6 +409,7 @@ int main(void) {
         scenario(an_abort_inside_a_callback_silences),
         scenario(a_reset_while_idle),
         scenario(a_reset_while_paused),
+        scenario(a_reset_that_came_with_what_made_it_pause),
         scenario(a_reset_while_nothing_is_granted),
         scenario(a_reset_while_a_send_is_queued),
         scenario(a_reset_after_our_half_has_ended),

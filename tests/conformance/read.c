@@ -149,7 +149,8 @@ static void grants_are_exact(void **state) {
             turns(w, 10);
             assert_int_equal(a.voice.size, granted);
             weir_stream_stats stats = stream_stats(a.stream);
-            assert_in_range(stats.bytes_in, granted, granted + 65536);
+            /* What the kernel may bring beyond it differs by nature (docs/modes.md). */
+            assert_in_range(stats.bytes_in, granted, granted + (world_mode() == WEIR_BACKEND_EPOLL ? 0 : 65536));
             assert_int_equal(stats.staged_bytes, stats.bytes_in - granted);
         }
         told(w, "a: data 202614\n");
@@ -279,7 +280,7 @@ static void slices_outlive_their_loop(void **state) {
 
 /* ---- memory that is spent ------------------------------------------------------------------------------- */
 
-enum { CROWD = 60, HALF = 500 };
+enum { CROWD = 80, HALF = 500 };
 
 typedef struct member {
     teller t;
@@ -290,7 +291,7 @@ typedef struct member {
 
 static struct {
     member each[CROWD];
-    unsigned order[CROWD], done; /* in which they heard their second halves */
+    unsigned order[CROWD], done;
     int highest, last;
 } crowd;
 
@@ -306,7 +307,7 @@ static void gather(teller *t, char event, const weir_slice *slice) {
         assert_true(m->count < 8);
         weir_slice_ref(slice, &m->parts[m->count++]);
         if (t->voice.size == 2 * HALF) {
-            crowd.order[crowd.done++] = (unsigned)(m - crowd.each);
+            crowd.done++;
             let_go(m);
         }
     } else if (event == 'c') {
@@ -346,7 +347,7 @@ static void crowd_open(world *w, unsigned buffers, unsigned reserve) {
     for (unsigned i = 0; i < CROWD; i++) {
         member *m = &crowd.each[i];
         m->t = (teller){ .voice = { .seed = i + 1, .is_quiet = true }, .hook = gather, .userdata = m };
-        m->peer = teller_pair(w, &m->t, "m", false, NULL);
+        m->peer = teller_pair(w, &m->t, "m", true, NULL);
     }
     turns(w, 3);
 }
@@ -389,29 +390,43 @@ static void half_messages_complete_though_they_hold_all_memory(void **state) {
     crowd_close(w);
 }
 
-static void spent_memory_comes_back_and_parked_streams_go_on(void **state) {
+/* Who heard something, in order. (One whose bytes begin at a buffer's end hears twice.) */
+static void note_order(teller *t, char event, const weir_slice *slice) {
+    member *m = t->userdata;
+    if (event == 'd' && t->voice.size == slice->size)
+        crowd.order[crowd.done++] = (unsigned)(m - crowd.each);
+}
+
+static void spent_memory_comes_back_and_parked_streams_go_on_in_order(void **state) {
     world *w = *state;
-    crowd_open(w, 4, 8);
-    crowd_sends(0);
-    until(w, pool_stats(w).level == WEIR_PRESSURE_STUCK);
+    enum { BUFFERS = 4, RESERVE = 8, HOLDERS = BUFFERS + RESERVE };
+    uint8_t bytes[HALF];
+    crowd_open(w, BUFFERS, RESERVE);
+    for (unsigned i = 0; i < CROWD; i++) {
+        /* The first fill the memory: each a buffer, since what is left of one is used up. */
+        unsigned now = i * 7 % CROWD; /* in an order that is not that of their numbers */
+        test_fill(now + 1, 0, bytes, HALF);
+        peer_send(crowd.each[now].peer, bytes, HALF);
+        until(w, heard(HALF) + pool_stats(w).parked_streams >= i + 1);
+    }
     turns(w, 20);
     unsigned had = heard(1);
-    assert_true(had < CROWD);
-    assert_true(pool_stats(w).parked_streams > 0);
-    assert_int_equal(crowd.highest, WEIR_PRESSURE_STUCK);
+    assert_in_range(had, HOLDERS, CROWD - 10);
     assert_int_equal(heard(HALF), had); /* each has got all or nothing */
-    turns(w, 20);
-    assert_int_equal(heard(1), had);
-    /* Nobody gets anything before somebody lets go; then all do, in the end. */
-    crowd_sends(1);
+    assert_int_equal(pool_stats(w).parked_streams, CROWD - had);
+    assert_int_equal(pool_stats(w).level, WEIR_PRESSURE_STUCK);
+    assert_int_equal(crowd.highest, WEIR_PRESSURE_STUCK);
+    /* Nobody gets anything before somebody lets go. Then all do, in the order in which they began to wait. */
     for (unsigned i = 0; i < CROWD; i++) {
         let_go(&crowd.each[i]);
-        crowd.each[i].t.hook = NULL;
+        crowd.each[i].t.hook = note_order;
     }
-    until(w, heard(2 * HALF) == CROWD);
+    until(w, heard(HALF) == CROWD);
+    for (unsigned i = had; i < CROWD; i++)
+        assert_int_equal(crowd.order[i - had], i * 7 % CROWD);
     until(w, pool_stats(w).level == WEIR_PRESSURE_NONE);
-    for (unsigned i = 0; i < CROWD; i++)
-        assert_int_equal(crowd.each[i].t.voice.size, 2 * HALF);
+    crowd_sends(1);
+    until(w, heard(2 * HALF) == CROWD);
     counted(w, 2 * HALF * CROWD, 0, 0, 0);
     crowd_close(w);
 }
@@ -488,7 +503,7 @@ int main(void) {
         scenario(a_pause_holds_a_grant),
         scenario(slices_outlive_their_loop),
         scenario(half_messages_complete_though_they_hold_all_memory),
-        scenario(spent_memory_comes_back_and_parked_streams_go_on),
+        scenario(spent_memory_comes_back_and_parked_streams_go_on_in_order),
         scenario(a_reset_while_parked),
         scenario(an_urgent_byte_is_no_part_of_the_stream),
     };
