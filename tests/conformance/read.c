@@ -491,6 +491,37 @@ static void an_urgent_byte_is_no_part_of_the_stream(void **state) {
     counted(w, 24, 0, 0, 0);
 }
 
+/* ---- descriptors sent along ----------------------------------------------------------------------------- */
+
+static void send_with_descriptor(int fd, const char *text, int descriptor) {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = { .header = {
+                      .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS } };
+    struct iovec vector = { .iov_base = (char *)(uintptr_t)text, .iov_len = strlen(text) };
+    const struct msghdr message = {
+        .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control
+    };
+    memcpy(CMSG_DATA(&control.header), &descriptor, sizeof descriptor);
+    assert_int_equal(sendmsg(fd, &message, MSG_NOSIGNAL), vector.iov_len);
+}
+
+/* A receive stops at each, and nothing tells that more is there. That no descriptor is left world_close() sees. */
+static void descriptors_sent_along_are_dropped_and_hold_nothing_up(void **state) {
+    world *w = *state;
+    teller a = { .hook = NULL };
+    int peer = teller_pair(w, &a, "a", false, NULL);
+    turns(w, 3);
+    send_with_descriptor(peer, "one ", peer);
+    send_with_descriptor(peer, "two ", peer);
+    peer_send_text(peer, "three");
+    until(w, a.voice.size == 13);
+    told(w, "a: data 'one two three'\n");
+    end_it(w, &a, peer);
+    told(w, "a: close ABORT 0\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         scenario(a_pause_inside_on_data_holds_at_once),
@@ -506,6 +537,7 @@ int main(void) {
         scenario(spent_memory_comes_back_and_parked_streams_go_on_in_order),
         scenario(a_reset_while_parked),
         scenario(an_urgent_byte_is_no_part_of_the_stream),
+        scenario(descriptors_sent_along_are_dropped_and_hold_nothing_up),
     };
     return run_world(tests);
 }

@@ -258,6 +258,33 @@ static void a_watch_is_heard_for_as_long_as_it_is_so(void **state) {
     weir_watch_unref(other);
 }
 
+static void two_watches_of_a_descriptor_hear_what_each_wants(void **state) {
+    world *w = *state;
+    voice r = { .world = w, .name = "r", .seed = 1 }, s = { .world = w, .name = "s", .seed = 1 };
+    weir_watch *reads, *sends;
+    int fds[2];
+    ok(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
+    ok(weir_watch_new(w->loop, fds[0], on_watch, &r, &reads));
+    ok(weir_watch_new(w->loop, fds[0], on_watch, &s, &sends));
+    ok(weir_watch_start(reads, WEIR_WATCH_READ));
+    turns(w, 3);
+    ok(weir_watch_start(sends, WEIR_WATCH_WRITE));
+    until(w, s.size == 1);
+    turns(w, 5);
+    told(w, "s: write\n");
+    peer_send_text(fds[1], "x");
+    until(w, r.size == 1);
+    turns(w, 5);
+    told(w, "r: read\n");
+    ok(weir_watch_start(reads, WEIR_WATCH_READ)); /* nobody has read it */
+    until(w, r.size == 2);
+    told(w, "r: read\n");
+    close(fds[0]);
+    close(fds[1]);
+    weir_watch_unref(reads);
+    weir_watch_unref(sends);
+}
+
 static void a_stopped_watch_lets_go_of_its_file(void **state) {
     world *w = *state;
     voice v = { .world = w, .name = "v" };
@@ -380,6 +407,7 @@ int main(void) {
         scenario(another_thread_stops_a_loop_that_sleeps),
         scenario(watches_tell_what_is_so),
         scenario(a_watch_is_heard_for_as_long_as_it_is_so),
+        scenario(two_watches_of_a_descriptor_hear_what_each_wants),
         scenario(a_stopped_watch_lets_go_of_its_file),
         scenario(signals_are_heard),
         scenario(a_silent_stream_is_given_up),
