@@ -78,7 +78,8 @@ typedef struct connection {
     int64_t idle_ns, write_ns; /* 0: none */
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
         uncorked_at;
-    int64_t failed_at, active_before, progress_before; /* when that was seen, and what had been until then */
+    int64_t failed_at, active_before, progress_before,
+        taken_before; /* when that was seen, and what had been until then */
     unsigned overdue;
     weir_chain *chain; /* SINK: what has come and is no frame yet; or NULL */
     uint64_t parsed;
