@@ -32,6 +32,8 @@ void note_starved(void) {
     app.looks++;
     for (size_t i = 0; i < app.used_count; i++) {
         connection *c = app.used[i];
+        if (has_stream(c) && c->starved_in == anywhere && app.loop->backend->verbs->is_starved(&c->stream->in))
+            continue;
         if (!has_stream(c) || !is_starved(c))
             c->starved_in = 0;
         else if (c->starved_in == 0)
