@@ -92,6 +92,22 @@ static int64_t last_progress(const connection *c) {
     return later(later(c->opened_at, c->ours->sent_at), later(c->peer_took_at, c->queue_began));
 }
 
+/* What a stream is limited by may change while it is open: timeouts count from the last activity, whenever they are set. */
+void change_option(connection *c) {
+    enum { TIMES = 2 };
+    static const int times[TIMES] = { WEIR_OPTION_IDLE_TIMEOUT_NS, WEIR_OPTION_WRITE_TIMEOUT_NS };
+    if (c->stream == NULL || c->closes > 0 || (!c->is_started && !c->is_held))
+        return;
+    int64_t value = sim_random(3) == 0 ? WEIR_NEVER : 1000000 + (int64_t)sim_random(100000000), now = 0;
+    int option = times[sim_random(TIMES)];
+    sim_require(weir_stream_set_option(c->stream, option, value) == 0, "option %d was not set", option);
+    sim_require(weir_stream_get_option(c->stream, option, &now) == 0 && now == value,
+                "option %d is %lld, not %lld", option, (long long)now, (long long)value);
+    *(option == WEIR_OPTION_IDLE_TIMEOUT_NS ? &c->idle_ns : &c->write_ns) = value > 0 ? value : 0;
+    c->overdue = 0;
+    sim_event(SIM_EVENT_OPTION_CHANGED);
+}
+
 /* The library has given a stream up; what the kernel still does for it, before it has been taken back, is no activity. */
 static void note_failure(connection *c) {
     if (c->failed_at != 0 || !c->stream->has_failed)

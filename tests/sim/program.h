@@ -213,6 +213,7 @@ void spend(connection *c, uint64_t bytes);
 void grant(connection *c, uint64_t bytes);
 void grant_some(connection *c);
 void tend_metered(void);
+void change_option(connection *c);
 /* A timeout has ended it: was it time? */
 void check_idle(const connection *c);
 void check_write_timeout(const connection *c);
@@ -227,6 +228,13 @@ void act_on_watch(void);
 void check_watches(void);
 void stop_watches(void);
 void close_watches(void); /* after the loop */
+
+/* ---- signals.c -------------------------------------------------------------------------------------- */
+
+void open_signals(void);
+void act_on_signal(void);
+void check_signals(void);
+void close_signals(void); /* after the loop */
 
 /* ---- arrivals.c ------------------------------------------------------------------------------------- */
 
