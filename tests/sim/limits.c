@@ -96,7 +96,7 @@ static int64_t last_progress(const connection *c) {
 void change_option(connection *c) {
     enum { TIMES = 2 };
     static const int times[TIMES] = { WEIR_OPTION_IDLE_TIMEOUT_NS, WEIR_OPTION_WRITE_TIMEOUT_NS };
-    if (c->stream == NULL || c->closes > 0 || (!c->is_started && !c->is_held))
+    if (c->stream == NULL || c->closes > 0 || (!c->is_started && !c->is_held) || c->stream->has_failed)
         return;
     int64_t value = sim_random(3) == 0 ? WEIR_NEVER : 1000000 + (int64_t)sim_random(100000000), now = 0;
     int option = times[sim_random(TIMES)];
