@@ -274,7 +274,8 @@ typedef void (*weir_flush_fn)(weir_stream *stream, int error, void *userdata);
  *
  * Ownership: 0 is a promise that @function runs exactly once. On failure it never does.
  * Context:   loop's thread, from start on; never called inside, also when nothing is queued. Allocates a little.
- * Return:    0; -EPIPE: closing, closed or failed; -EINVAL: no function, or not started; -ENOMEM; -EPERM; -ECHILD.
+ * Return:    0; -EPIPE: closing, closed or failed; -EINVAL: no function, or not started; -ENOBUFS: 1024 wait already;
+ *            -ENOMEM; -EPERM; -ECHILD.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_flush(weir_stream *stream, weir_flush_fn function, void *userdata);

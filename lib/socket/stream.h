@@ -52,6 +52,7 @@ struct weir_stream {
     weir_stream *pipe_to;     /* where its input goes; referenced */
     weir_stream *pipe_from;   /* whose input comes here; referenced */
     weir__flush *flushes, **last_flush;
+    uint32_t flush_count;
     weir__stream_settings settings;
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */

@@ -7,6 +7,8 @@
  */
 
 /* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
+enum { MOST_FLUSHES = 1024 }; /* that wait; who asks with each write forgets to wait for room */
+
 uint32_t weir__stream_most_ranges(const weir_stream *stream) {
     return (uint32_t)weir__min_u64(1024 + stream->settings.queue_limit_bytes / 256, UINT32_MAX);
 }
@@ -197,6 +199,8 @@ WEIR_API int weir_stream_flush(weir_stream *stream, weir_flush_fn function, void
         return WEIR__MISTAKE(-EINVAL, "no function, or the stream was not started");
     if (stream->has_failed || stream->output_error != 0 || stream->state >= WEIR_STREAM_CLOSING)
         return -EPIPE;
+    if (stream->flush_count >= MOST_FLUSHES)
+        return -ENOBUFS;
     weir__flush *flush = weir__alloc(stream->loop->allocator, sizeof *flush);
     if (flush == NULL)
         return -ENOMEM;
@@ -205,6 +209,7 @@ WEIR_API int weir_stream_flush(weir_stream *stream, weir_flush_fn function, void
                             .userdata = userdata };
     *stream->last_flush = flush;
     stream->last_flush = &flush->next;
+    stream->flush_count++;
     weir__stream_mark(stream);
     return 0;
 }
@@ -214,6 +219,7 @@ static void tell_first(weir_stream *stream, int error) {
     weir__flush flush = *stream->flushes;
     weir__free(stream->loop->allocator, stream->flushes, sizeof flush);
     stream->flushes = flush.next;
+    stream->flush_count--;
     if (flush.next == NULL)
         stream->last_flush = &stream->flushes;
     flush.function(stream, error, flush.userdata);

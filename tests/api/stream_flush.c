@@ -178,6 +178,31 @@ static void a_flush_function_may_flush_again(void **state) {
     close(peer);
 }
 
+static unsigned counted;
+
+static void count_it(weir_stream *stream, int error, void *userdata) {
+    (void)stream, (void)userdata;
+    assert_int_equal(error, 0);
+    counted++;
+}
+
+/* Who asks with each small write, and never waits, has a list without end. */
+static void no_more_than_1024_flushes_wait(void **state) {
+    test_fixture *f = *state;
+    static witness w;
+    counted = 0;
+    int peer = narrow_pair(f, &w, false, NULL);
+    assert_int_equal(weir_stream_write(w.stream, many, 10), WEIR_WRITE_OK);
+    for (int round = 1; round <= 2; round++) {
+        for (int i = 0; i < 1024; i++)
+            test_ok(weir_stream_flush(w.stream, count_it, NULL));
+        assert_int_equal(weir_stream_flush(w.stream, count_it, NULL), -ENOBUFS);
+        run_turns(f, 10);
+        assert_int_equal(counted, round * 1024); /* and then there is room again */
+    }
+    close(peer);
+}
+
 static void close_it(witness *w) {
     test_ok(weir_stream_close(w->stream));
     assert_int_equal(weir_stream_flush(w->stream, flushed, NULL), -EPIPE);
@@ -332,6 +357,7 @@ int main(void) {
         flush_test(a_corked_flush_is_told_after_the_uncork),
         flush_test(a_flush_comes_before_the_drain_that_it_may_make_needless),
         flush_test(a_flush_function_may_flush_again),
+        flush_test(no_more_than_1024_flushes_wait),
         flush_test(a_flush_function_may_close_and_the_others_are_told_the_truth),
         flush_test(a_flush_function_may_abort_and_the_others_are_told_the_truth),
         flush_test(what_a_flush_function_writes_is_not_its_own),
