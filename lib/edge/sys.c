@@ -222,7 +222,10 @@ static void *map(size_t size, int advice) {
         memory = MAP_FAILED;
     }
     errno = saved;
-    return memory == MAP_FAILED ? NULL : memory;
+    if (memory == MAP_FAILED)
+        return NULL;
+    WEIR__UNPOISON(memory, size); /* a child of fork may get it where its parent had a buffer */
+    return memory;
 }
 
 void *weir__sys_wiped_page(void) {

@@ -25,6 +25,7 @@ struct sim_registration {
 
 static struct {
     unsigned vain, busy; /* waits in a row: without anything to tell, without anything that came of it */
+    bool has_told;       /* of a change, not for nothing */
 } waits;
 
 /* ---- changes ---------------------------------------------------------------------------------------- */
@@ -180,6 +181,7 @@ static uint32_t tell(struct sim_registration *r) {
         return 0;
     if ((r->events & EPOLLONESHOT) != 0)
         r->events = 0;
+    waits.has_told |= owes;
     sim_event(!owes ? SIM_EVENT_TOLD_AGAIN : SIM_EVENT_TOLD);
     if (r->socket->kind == SIM_EVENTFD)
         sim_event(SIM_EVENT_WOKEN);
@@ -270,9 +272,10 @@ int weir__sys_epoll_wait(int epoll_fd, struct epoll_event *ret_events, int most,
     sim.now_ns += 1 + (int64_t)sim_random(2000);
     sim_other_thread();
     int64_t deadline = sim.now_ns + timeout_ns;
+    waits.has_told = false;
     int told = timeout_ns > 0 ? sleep_until(epoll, ret_events, most, deadline) : collect(epoll, ret_events, most);
     waits.vain = told == 0 && timeout_ns == 0 ? waits.vain + 1 : 0;
-    waits.busy = timeout_ns == 0 || told > 0 ? waits.busy + 1 : 0;
+    waits.busy = timeout_ns == 0 || waits.has_told ? waits.busy + 1 : 0;
     sim_require(waits.vain < MOST_VAIN, "the loop spins: %u waits without events or sleep", waits.vain);
     sim_require(waits.busy < MOST_BUSY, "the loop spins: nothing came of %u waits", waits.busy);
     return told;

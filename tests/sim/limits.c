@@ -105,6 +105,7 @@ void change_option(connection *c) {
                 "option %d is %lld, not %lld", option, (long long)now, (long long)value);
     *(option == WEIR_OPTION_IDLE_TIMEOUT_NS ? &c->idle_ns : &c->write_ns) = value > 0 ? value : 0;
     c->overdue = 0;
+    c->waited_at = sim.now_ns; /* if that is late already, the peer is looked at twice all the same */
     sim_event(SIM_EVENT_OPTION_CHANGED);
 }
 
