@@ -347,7 +347,7 @@ static void cancelled_watch_says_that_it_was_cancelled(void **state) {
     (void)state;
     open_socket();
     start_watch();
-    script_ready(fd, EPOLLRDHUP);
+    script_ready(fd, EPOLLRDHUP | EPOLLERR | EPOLLHUP);
     r.backend->verbs->cancel(r.backend, &o->op);
     rig_submit(); /* leaves the kernel out */
     rig_submit();
@@ -356,7 +356,7 @@ static void cancelled_watch_says_that_it_was_cancelled(void **state) {
     told_final(o, -ECANCELED);
     start_watch();
     epoll_settle();
-    told_result(o, EPOLLRDHUP);
+    told_result(o, EPOLLRDHUP | EPOLLERR | EPOLLHUP);
     r.backend->verbs->cancel(r.backend, &o->op);
     epoll_settle();
     told_final(o, -ECANCELED);

@@ -164,6 +164,12 @@ static void full_read_is_followed_by_another(void **state) {
     assert_int_equal(script_receives(), 2);
     epoll_settle(); /* -EAGAIN: no more until the kernel says so */
     assert_int_equal(script_receives(), 2);
+    r.backend->verbs->cancel(r.backend, &o->op);
+    epoll_settle();
+    told_final(o, -ECANCELED);
+    receive(o, fd, 0); /* and this one knows it */
+    epoll_settle();
+    assert_int_equal(script_receives(), 2);
     epoll_expect_no_set();
     close_receive();
 }
