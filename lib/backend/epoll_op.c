@@ -451,7 +451,7 @@ static void try_accept(weir__epoll *e, weir__op *op) {
             return;
         }
         op->complete(op, &(weir__completion){ .result = r });
-        if (is_lost(e))
+        if (is_lost(e) || op->state == FINISHED) /* cancelled inside: what else has come stays where it is */
             return;
         if (op->kind == WEIR__OP_ACCEPT_ONE) {
             weir__epoll_deliver_final(e, op, -ECANCELED);

@@ -2,11 +2,12 @@
 #ifndef WEIR_TESTS_UNIT_RIG_H
 #define WEIR_TESTS_UNIT_RIG_H
 
-/* The io_uring backend alone, between a scripted kernel and owners of operations that write down what they are
- * told. */
+/* A backend alone, io_uring's or (unit/epoll_rig.h) epoll's, between a scripted kernel and owners of operations that
+ * write down what they are told. */
 
 #include <poll.h>
 
+#include "backend/epoll.h"
 #include "backend/uring.h"
 #include "base/fork.h"
 #include "scripted/scripted.h"
@@ -39,7 +40,7 @@ typedef struct rig {
 } rig;
 
 typedef struct rig_options {
-    bool is_classic;
+    bool is_classic, is_epoll;
     unsigned budget, window; /* in buffers; 0: 16 and 4 */
     unsigned reserve;        /* private blocks, on top of the budget */
     weir__tuning tuning;
@@ -164,6 +165,10 @@ static inline void rig_make(const rig_options *options) {
     };
     weir__waker_ref(r.waker);
     test_ok(weir__pool_new(&config, &r.pool));
+    if (options->is_epoll) {
+        test_ok(weir__epoll_new(&r.memory.allocator, r.pool, r.waker, &r.backend));
+        return;
+    }
     uint32_t mode = options->is_classic ? WEIR_BACKEND_URING_CLASSIC : WEIR_BACKEND_URING_INCREMENTAL;
     test_ok(weir__uring_new(&r.memory.allocator, mode, &options->tuning, r.pool, r.waker, &r.backend));
 }
