@@ -134,6 +134,17 @@ bool test_is_epoll(const test_fixture *fixture) {
     return info.backend == WEIR_BACKEND_EPOLL;
 }
 
+void test_needs_io_uring(void) {
+    test_fixture fixture;
+    test_open(&fixture, NULL, NULL);
+    bool is_epoll = test_is_epoll(&fixture);
+    test_close(&fixture);
+    if (!is_epoll)
+        return;
+    print_message("there is no io_uring to be had\n");
+    skip();
+}
+
 void test_close(test_fixture *fixture) {
     assert_int_equal(weir_loop_close(fixture->loop), 0);
     fixture->loop = weir_loop_unref(fixture->loop);
