@@ -125,6 +125,8 @@ static const char *backend_name(uint32_t backend) {
         return "io_uring-incremental";
     case WEIR_BACKEND_URING_CLASSIC:
         return "io_uring-classic";
+    case WEIR_BACKEND_EPOLL:
+        return "epoll";
     default:
         return "unknown";
     }

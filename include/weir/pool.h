@@ -38,10 +38,12 @@ enum weir_pressure_level {
 typedef struct weir_pool_stats {
     size_t size; /* in: sizeof(weir_pool_stats); what is larger than the library's is zeroed */
     uint64_t budget_bytes;
-    uint64_t used_bytes;     /* buffers and blocks; never more than the budget */
-    uint64_t peak_bytes;     /* the most that used_bytes ever was */
-    uint64_t pinned_bytes;   /* retired buffers: memory that waits for an unref or for a send */
-    uint64_t block_bytes;    /* keep, copy, copied writes */
+    uint64_t used_bytes;   /* buffers and blocks; never more than the budget */
+    uint64_t peak_bytes;   /* the most that used_bytes ever was */
+    uint64_t pinned_bytes; /* retired buffers: memory that waits for an unref or for a send */
+    uint64_t
+        pinned_received_bytes; /* of these, what was received: the rest is waste, which classic buffers have most of */
+    uint64_t block_bytes;      /* keep, copy, copied writes */
     uint64_t private_bytes;  /* received into blocks, as the reserve is for */
     uint64_t reserve_bytes;  /* of the budget: for nothing else */
     uint32_t buffer_bytes;   /* the size of one buffer */

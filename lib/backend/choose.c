@@ -28,25 +28,32 @@ static bool is_missing(int error) {
 }
 
 int weir__backend_choose(const weir_allocator *allocator, uint32_t asked, const weir__tuning *tuning,
-                         uint32_t *ret_mode, char *reason, size_t reason_size) {
+                         weir__choice *ret_choice, char *reason, size_t reason_size) {
     int r = asked == WEIR_BACKEND_AUTO ? ask_environment(&asked) : 0;
+    bool is_by_environment = r > 0;
+    *ret_choice = (weir__choice){ .mode = WEIR_BACKEND_EPOLL, .is_free = asked == WEIR_BACKEND_AUTO };
     if (r < 0) {
         snprintf(reason, reason_size,
                  "WEIR_BACKEND in the environment is none of auto, uring-incremental, uring-classic, epoll");
         return r;
     }
-    bool is_by_environment = r > 0;
-    *ret_mode = WEIR_BACKEND_EPOLL;
     if (asked == WEIR_BACKEND_EPOLL) {
         snprintf(reason, reason_size, "epoll was asked for%s", is_by_environment ? ", by WEIR_BACKEND" : "");
         return 0;
     }
-    r = weir__uring_choose(allocator, asked, tuning, ret_mode, reason, reason_size);
-    if (asked == WEIR_BACKEND_AUTO && is_missing(r)) {
-        *ret_mode = WEIR_BACKEND_EPOLL;
-        return 0;
-    }
-    return r;
+    r = weir__uring_choose(allocator, asked, tuning, &ret_choice->mode, reason, reason_size);
+    if (!ret_choice->is_free || !is_missing(r))
+        return r;
+    ret_choice->mode = WEIR_BACKEND_EPOLL; /* the reason stands */
+    return 0;
+}
+
+bool weir__backend_choose_next(weir__choice *choice, int error, char *reason, size_t reason_size) {
+    if (!choice->is_free || choice->mode == WEIR_BACKEND_EPOLL || !is_missing(error))
+        return false;
+    snprintf(reason, reason_size, "%s", weir__uring_error_text(error));
+    choice->mode = WEIR_BACKEND_EPOLL;
+    return true;
 }
 
 uint32_t weir__backend_buffer_bytes(uint32_t mode) {

@@ -351,11 +351,16 @@ static void receive_buffer(weir__epoll *e, weir__op *op) {
 }
 
 static void try_receive(weir__epoll *e, weir__op *op) {
-    if (e->parked_count > 0 || !weir__epoll_has_buffer(e)) {
-        park(e, op);
+    if (WEIR__LIKELY(e->parked_count == 0 && weir__epoll_has_buffer(e))) {
+        receive_buffer(e, op);
         return;
     }
-    receive_buffer(e, op);
+    /* Something to read has to wait for a buffer. An end has not, and nothing at all is no reason to wait. */
+    int r = weir__sys_peek(op->fd);
+    if (r > 0)
+        park(e, op);
+    else
+        received(e, op, r, 0, &(weir_slice){ 0 });
 }
 
 static void receive_private(weir__epoll *e, weir__op *op, weir__heap_block *block) {

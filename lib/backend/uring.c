@@ -249,19 +249,30 @@ static const weir__backend_verbs verbs = {
     .free = free_uring,
 };
 
+/* RLIMIT_MEMLOCK has to hold both, on kernels that charge rings to it: the more of the one, the less of the other. */
+static int open_rings(weir__uring *u, const weir_allocator *allocator, weir__tuning tuning,
+                      uint32_t *ret_setup_flags) {
+    for (;;) {
+        int r = weir__uring_open_ring(allocator, &tuning, &u->ring, ret_setup_flags);
+        if (r < 0)
+            return r;
+        r = weir__uring_group_open(&u->group, u->ring, allocator);
+        if (r >= 0)
+            return 0;
+        weir__ring_close(u->ring);
+        if (r != -ENOMEM || !weir__uring_shrink(&tuning))
+            return r;
+    }
+}
+
 int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__tuning *tuning, weir_pool *pool,
                     weir__waker *waker, weir__backend **ret_backend) {
     uint32_t setup_flags = 0;
     weir__uring *u = weir__alloc_zeroed(allocator, sizeof *u);
     if (u == NULL)
         return -ENOMEM;
-    int r = weir__uring_open_ring(allocator, tuning, &u->ring, &setup_flags);
-    if (r >= 0) {
-        u->group.pool = pool;
-        r = weir__uring_group_open(&u->group, u->ring, allocator);
-        if (r < 0)
-            weir__ring_close(u->ring);
-    }
+    u->group.pool = pool;
+    int r = open_rings(u, allocator, *tuning, &setup_flags);
     if (r >= 0) {
         weir__uring_group_refill(&u->group);
         if (weir__pool_available(pool) == 0) { /* it could receive nothing: better said now */

@@ -35,9 +35,12 @@ typedef struct weir__uring_group {
     uint8_t id;                 /* the kernel's number of it, from 1; a condemned group's successor has another */
 } weir__uring_group;
 
-/* Open a ring with the best flags that this kernel takes. */
-int weir__uring_open_ring(const weir_allocator *allocator, const weir__tuning *tuning, weir__ring **ret_ring,
+/* Open a ring with the best flags that this kernel takes, smaller than @tuning says if that is too large. */
+int weir__uring_open_ring(const weir_allocator *allocator, weir__tuning *tuning, weir__ring **ret_ring,
                           uint32_t *ret_setup_flags);
+
+/* Ask for a ring of a quarter of the size; false: it is as small as it may be. */
+bool weir__uring_shrink(weir__tuning *tuning);
 
 int weir__uring_group_open(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator);
 /* Publish buffers up to the window. */

@@ -28,7 +28,7 @@ enum {
     PROBE_BYTES = 4096
 };
 
-int weir__uring_open_ring(const weir_allocator *allocator, const weir__tuning *tuning, weir__ring **ret_ring,
+int weir__uring_open_ring(const weir_allocator *allocator, weir__tuning *tuning, weir__ring **ret_ring,
                           uint32_t *ret_setup_flags) {
     const uint32_t base = IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
     const uint32_t all = base | IORING_SETUP_SUBMIT_ALL;
@@ -43,24 +43,31 @@ int weir__uring_open_ring(const weir_allocator *allocator, const weir__tuning *t
         all,
         base,
     };
-    unsigned sq = tuning->sq_entries > 0 ? tuning->sq_entries : SQ_ENTRIES;
-    unsigned cq = tuning->cq_entries > 0 ? tuning->cq_entries : CQ_ENTRIES;
     size_t i = 0;
     for (;;) {
+        unsigned sq = tuning->sq_entries > 0 ? tuning->sq_entries : SQ_ENTRIES;
+        unsigned cq = tuning->cq_entries > 0 ? tuning->cq_entries : CQ_ENTRIES;
         int r = weir__ring_open(allocator, sq, cq, choices[i], ret_ring);
         if (r >= 0) {
             *ret_setup_flags = choices[i];
             return 0;
         }
-        if (r == -EINVAL && i + 1 < sizeof choices / sizeof *choices) {
+        if (r == -EINVAL && i + 1 < sizeof choices / sizeof *choices)
             i++;
-        } else if (r == -ENOMEM && sq > LEAST_ENTRIES) { /* RLIMIT_MEMLOCK, on kernels that charge rings to it */
-            sq /= 2;
-            cq = cq / 2 > sq ? cq / 2 : sq;
-        } else {
+        else if (r != -ENOMEM || !weir__uring_shrink(tuning)) /* RLIMIT_MEMLOCK */
             return r == -EACCES ? -EPERM : r;
-        }
     }
+}
+
+bool weir__uring_shrink(weir__tuning *tuning) {
+    unsigned sq = tuning->sq_entries > 0 ? tuning->sq_entries : SQ_ENTRIES;
+    unsigned cq = tuning->cq_entries > 0 ? tuning->cq_entries : CQ_ENTRIES;
+    if (sq <= LEAST_ENTRIES)
+        return false;
+    /* Much smaller at once: there is a ring of buffers to come, and what a closed ring was charged comes back late. */
+    tuning->sq_entries = sq / 4 > LEAST_ENTRIES ? sq / 4 : LEAST_ENTRIES;
+    tuning->cq_entries = cq / 4 > tuning->sq_entries ? cq / 4 : tuning->sq_entries;
+    return true;
 }
 
 /* ---- the self-test ---------------------------------------------------------------------------------- */
@@ -123,7 +130,7 @@ static void close_pair(const int fds[2]) {
 }
 
 static int self_test(const weir_allocator *allocator, const char **ret_reason) {
-    const weir__tuning small = { .sq_entries = 8, .cq_entries = 16 };
+    weir__tuning small = { .sq_entries = 8, .cq_entries = 16 };
     probe p = { .first = { -1, -1 }, .second = { -1, -1 } };
     uint32_t flags;
     int r = weir__uring_open_ring(allocator, &small, &p.ring, &flags);
@@ -177,22 +184,6 @@ static int try_incremental(const weir_allocator *allocator, const char **ret_rea
     return *reason == '\0';
 }
 
-/* Without the self-test nothing has been opened yet: may we? Asked until it was so once. */
-static int try_ring(const weir_allocator *allocator) {
-    static _Atomic(bool) is_open;
-    const weir__tuning small = { .sq_entries = 8, .cq_entries = 16 };
-    weir__ring *ring;
-    uint32_t flags;
-    if (atomic_load(&is_open))
-        return 0;
-    int r = weir__uring_open_ring(allocator, &small, &ring, &flags);
-    if (r < 0)
-        return r;
-    weir__ring_close(ring);
-    atomic_store(&is_open, true);
-    return 0;
-}
-
 const char *weir__uring_error_text(int error) {
     switch (error) {
     case -ENOSYS:
@@ -229,10 +220,6 @@ int weir__uring_choose(const weir_allocator *allocator, uint32_t asked, const we
             r = -ENOSYS;
         else
             *ret_mode = r > 0 ? WEIR_BACKEND_URING_INCREMENTAL : WEIR_BACKEND_URING_CLASSIC;
-    }
-    if (r == 0 && !tuning->no_self_test) {
-        r = try_ring(allocator);
-        why = r < 0 ? weir__uring_error_text(r) : why;
     }
     snprintf(reason, reason_size, "%s", why);
     return r < 0 ? r : 0;

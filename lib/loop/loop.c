@@ -389,31 +389,45 @@ static int init_generation(weir_loop *loop) {
     return 0;
 }
 
+static int failed(weir_loop *loop, int error, const char *why) {
+    weir__reason_copy(loop->reason, sizeof loop->reason, why);
+    return error;
+}
+
+/* What the kernel has it may still refuse us; then the next best mode is tried. */
+static int init_backend(weir_loop *loop, const weir_loop_options *options, const weir__tuning *tuning,
+                        weir__choice *choice) {
+    for (;;) {
+        int r = init_pool(loop, options->pool, choice->mode);
+        if (r < 0)
+            return failed(loop, r, weir_error_text(r));
+        r = weir__backend_new(loop->allocator, choice->mode, tuning, loop->pool, loop->waker, &loop->backend);
+        if (r >= 0)
+            return 0;
+        weir__pool_close(loop->pool);
+        loop->pool = NULL;
+        if (!weir__backend_choose_next(choice, r, loop->reason, sizeof loop->reason))
+            return failed(loop, r, weir__backend_error_text(choice->mode, r));
+    }
+}
+
 static int init(weir_loop *loop, const weir_loop_options *options, const weir__tuning *tuning) {
-    uint32_t mode = 0;
+    weir__choice choice;
     int r = init_generation(loop);
     if (r >= 0)
-        r = weir__backend_choose(loop->allocator, options->backend, tuning, &mode, loop->reason,
+        r = weir__backend_choose(loop->allocator, options->backend, tuning, &choice, loop->reason,
                                  sizeof loop->reason);
     if (r < 0)
         return r;
     r = weir__waker_new(loop->allocator, &loop->waker);
-    if (r >= 0)
-        r = init_pool(loop, options->pool, mode);
-    if (r < 0) {
-        weir__reason_copy(loop->reason, sizeof loop->reason, weir_error_text(r));
-        return r;
-    }
-    r = weir__backend_new(loop->allocator, mode, tuning, loop->pool, loop->waker, &loop->backend);
     if (r < 0)
-        weir__reason_copy(loop->reason, sizeof loop->reason, weir__backend_error_text(mode, r));
-    if (r >= 0)
-        r = weir__timeout_init(loop, &loop->grace, grace_is_over);
+        return failed(loop, r, weir_error_text(r));
+    r = init_backend(loop, options, tuning, &choice);
+    if (r < 0)
+        return r;
+    r = weir__timeout_init(loop, &loop->grace, grace_is_over);
     if (r < 0) {
-        if (loop->backend != NULL)
-            (void)loop->backend->verbs->close(loop->backend);
-        else
-            weir__pool_close(loop->pool);
+        (void)loop->backend->verbs->close(loop->backend);
         loop->pool = NULL;
         return r;
     }

@@ -180,6 +180,7 @@ static void idle_free(weir_pool *pool, weir__buffer *buffer) {
 
 static void become_idle(weir_pool *pool, weir__buffer *buffer) {
     WEIR__ASSERT(buffer->state == RETIRED);
+    atomic_fetch_sub_explicit(&pool->pinned_received, buffer->offset, memory_order_relaxed);
     buffer->offset = 0;
     WEIR__POISON(buffer->data, pool->config.buffer_bytes);
     set_state(pool, buffer, IDLE);
@@ -220,6 +221,7 @@ bool weir__pool_publish(weir_pool *pool, weir__pool_buffer *ret_buffer) {
 /* The kernel's reference becomes the dispatch's. */
 static void retire(weir_pool *pool, weir__buffer *buffer) {
     set_state(pool, buffer, RETIRED);
+    atomic_fetch_add_explicit(&pool->pinned_received, buffer->offset, memory_order_relaxed);
     buffer->is_dispatched = true;
     weir__list_append(&pool->retiring, &buffer->link);
 }
@@ -329,6 +331,7 @@ void weir__pool_return(weir_block *block) {
     do {
         if (top == CLOSED) {
             atomic_fetch_sub_explicit(&pool->counts[RETIRED], 1, memory_order_relaxed);
+            atomic_fetch_sub_explicit(&pool->pinned_received, to_buffer(block)->offset, memory_order_relaxed);
             buffer_free(pool, to_buffer(block));
             weir__pool_drop(pool);
             return;
@@ -422,6 +425,7 @@ WEIR_API int weir_pool_get_stats(const weir_pool *pool, weir_pool_stats *stats) 
     stats->buffers_filling = weir__pool_count(pool, FILLING);
     stats->buffers_retired = weir__pool_count(pool, RETIRED);
     stats->pinned_bytes = (uint64_t)stats->buffers_retired * pool->config.buffer_bytes;
+    stats->pinned_received_bytes = atomic_load(&pool->pinned_received);
     stats->parked_streams = atomic_load(&pool->parked);
     stats->starved = atomic_load(&pool->starved);
     stats->recycled = atomic_load(&pool->recycled);
@@ -430,12 +434,14 @@ WEIR_API int weir_pool_get_stats(const weir_pool *pool, weir_pool_stats *stats) 
 
 bool weir__pool_is_consistent(const weir_pool *pool) {
     uint32_t counts[STATES] = { 0 }, owned = 0;
+    uint64_t received = 0;
     for (uint32_t id = 0; id < pool->max_buffers; id++) {
         const weir__buffer *buffer = pool->by_id[id];
         if (buffer == NULL)
             continue;
         owned++;
         counts[buffer->state]++;
+        received += buffer->state == RETIRED ? buffer->offset : 0;
         if (buffer->id != id || !is_balanced(buffer) || buffer->offset > pool->config.buffer_bytes)
             return false;
     }
@@ -443,7 +449,7 @@ bool weir__pool_is_consistent(const weir_pool *pool) {
         if (counts[state] != weir__pool_count(pool, state))
             return false;
     uint64_t used = atomic_load(&pool->used), blocks = atomic_load(&pool->blocks);
-    return owned + pool->free_id_count == pool->max_buffers &&
+    return owned + pool->free_id_count == pool->max_buffers && received == atomic_load(&pool->pinned_received) &&
            used == (uint64_t)owned * pool->config.buffer_bytes + blocks + atomic_load(&pool->privates) &&
            used <= pool->config.budget_bytes && blocks <= pool->block_share;
 }

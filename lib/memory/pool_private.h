@@ -44,6 +44,7 @@ struct weir_pool {
     _Atomic(uint32_t) window;   /* buffers that are to be posted */
     _Atomic(uint32_t) counts[STATES];
     _Atomic(uint64_t) starved, recycled;
+    _Atomic(uint64_t) pinned_received; /* the sum of offsets of retired buffers */
 
     /* Any thread. */
     _Atomic(weir_block *) returned; /* a stack of weir_block.next; CLOSED once the loop is gone */

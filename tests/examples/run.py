@@ -182,6 +182,28 @@ def an_example_says_why_it_cannot_listen():
                 check(name in done.stderr and reason in done.stderr, f"{name} {address}: said {done.stderr}")
 
 
+def info_says_what_runs_and_what_could():
+    def run(backend):
+        environment = {k: v for k, v in os.environ.items() if k != "WEIR_BACKEND"} | backend
+        command = [str(build / "examples/info")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
+
+    done = run({})
+    check(done.returncode == 0 and done.stderr == "", f"ended with {done.returncode}, said {done.stderr}")
+    modes = dict(re.findall(r"^mode +([a-z-]+) +(yes|no)\b", done.stdout, re.M))
+    check(list(modes) == ["uring-incremental", "uring-classic", "epoll"] and modes["epoll"] == "yes", done.stdout)
+    best = next(mode for mode, is_there in modes.items() if is_there == "yes")
+    check(re.search(rf"^backend +{best}\b", done.stdout, re.M), f"{best} is to be had: {done.stdout}")
+    for mode, is_there in modes.items():
+        done = run({"WEIR_BACKEND": mode})
+        if is_there == "yes":
+            check(re.search(rf"^backend +{mode}\b", done.stdout, re.M), f"{mode} was asked for: {done.stdout}")
+        else:
+            check(done.returncode == 1 and re.search("ENOSYS|EPERM", done.stderr), f"{mode}: {done.stderr}")
+    done = run({"WEIR_BACKEND": "magic"})
+    check(done.returncode == 1 and "WEIR_BACKEND" in done.stderr, f"magic: {done.returncode}, {done.stderr}")
+
+
 def readme_shows_echo_as_it_is():
     source = (root / "examples/echo.c").read_text(encoding="utf-8")
     check(len(source.splitlines()) < 40, "no longer under 40 lines")
@@ -558,6 +580,7 @@ case(lines_are_answered_however_they_were_cut)
 case(lines_are_answered_byte_by_byte)
 case(lines_says_that_a_line_is_too_long)
 case(lines_waits_for_whom_does_not_read)
+case(info_says_what_runs_and_what_could)
 case(readme_shows_echo_as_it_is)
 case(an_example_says_why_it_cannot_listen)
 case(sink_counts_every_byte)

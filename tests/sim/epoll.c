@@ -285,6 +285,7 @@ bool sim_is_too_early(sim_socket *socket) {
     if (!sim.config.epoll || !sim_fault(SIM_TOO_EARLY))
         return false;
     sim_event(SIM_EVENT_TOO_EARLY);
+    socket->wants_room = true; /* a send was, and there may be none for long */
     sim_changed(socket);
     return true;
 }

@@ -92,6 +92,22 @@ static int64_t last_progress(const connection *c) {
     return later(later(c->opened_at, c->ours->sent_at), later(c->peer_took_at, c->queue_began));
 }
 
+/* What a stream is limited by may change while it is open: timeouts count from the last activity, whenever they are set. */
+void change_option(connection *c) {
+    enum { TIMES = 2 };
+    static const int times[TIMES] = { WEIR_OPTION_IDLE_TIMEOUT_NS, WEIR_OPTION_WRITE_TIMEOUT_NS };
+    if (c->stream == NULL || c->closes > 0 || (!c->is_started && !c->is_held) || c->stream->has_failed)
+        return;
+    int64_t value = sim_random(3) == 0 ? WEIR_NEVER : 1000000 + (int64_t)sim_random(100000000), now = 0;
+    int option = times[sim_random(TIMES)];
+    sim_require(weir_stream_set_option(c->stream, option, value) == 0, "option %d was not set", option);
+    sim_require(weir_stream_get_option(c->stream, option, &now) == 0 && now == value,
+                "option %d is %lld, not %lld", option, (long long)now, (long long)value);
+    *(option == WEIR_OPTION_IDLE_TIMEOUT_NS ? &c->idle_ns : &c->write_ns) = value > 0 ? value : 0;
+    c->overdue = 0;
+    sim_event(SIM_EVENT_OPTION_CHANGED);
+}
+
 /* The library has given a stream up; what the kernel still does for it, before it has been taken back, is no activity. */
 static void note_failure(connection *c) {
     if (c->failed_at != 0 || !c->stream->has_failed)
@@ -99,6 +115,7 @@ static void note_failure(connection *c) {
     c->failed_at = sim.now_ns;
     c->active_before = last_activity(c);
     c->progress_before = last_progress(c);
+    c->taken_before = c->peer_took_at;
 }
 
 void check_idle(const connection *c) {
@@ -114,15 +131,19 @@ void check_idle(const connection *c) {
                 "connection %llu: an idle timeout of a stream that is held back", (unsigned long long)c->number);
 }
 
+/* The kernel took nothing of the queue for all of the time, and the peer nothing of the kernel's for half of it: that is looked
+ * at twice. */
 void check_write_timeout(const connection *c) {
-    int64_t passed = c->failed_at != 0 ? c->failed_at - c->progress_before : sim.now_ns - last_progress(c);
+    bool is_known = c->failed_at != 0;
+    int64_t at = is_known ? c->failed_at : sim.now_ns, took_at = is_known ? c->taken_before : c->peer_took_at;
+    int64_t progress = is_known ? c->progress_before : last_progress(c);
+    int64_t passed = at - progress + TIMER_SLACK, due = progress == took_at ? c->write_ns / 2 : c->write_ns;
     sim_event(SIM_EVENT_WRITE_TIMEOUT);
     sim_require(c->write_ns > 0 && (c->peer_took < c->app_wrote || app.max_turn_events > 0),
                 "a write timeout, and nothing is queued");
-    sim_require(app.max_turn_events > 0 || sim.events[SIM_EVENT_OVERFLOW] > 0 ||
-                    passed + TIMER_SLACK >= c->write_ns,
+    sim_require(app.max_turn_events > 0 || sim.events[SIM_EVENT_OVERFLOW] > 0 || passed >= due,
                 "connection %llu: a write timeout, and its peer took something %.3f ms ago",
-                (unsigned long long)c->number, (double)passed / 1e6);
+                (unsigned long long)c->number, (double)(at - progress) / 1e6);
 }
 
 /* Timeouts are not forgotten either. What is overdue is so at several looks: the first may come after a long run. */

@@ -210,6 +210,8 @@ int sim_poll(const sim_socket *socket) {
     bool was_never_connected = !socket->is_connected && !socket->is_reset && socket->other == NULL;
     if (socket->kind == SIM_EVENTFD)
         return socket->signals > 0 ? POLLIN | POLLOUT : POLLOUT;
+    if (socket->kind == SIM_SIGNALFD)
+        return sim_signal_is_pending() ? POLLIN : 0;
     if (socket->kind == SIM_LISTENER)
         return socket->pending_count > 0 ? POLLIN : 0;
     if (was_never_connected)
@@ -457,8 +459,10 @@ int weir__sys_peek(int fd) {
 int weir__sys_close(int fd) {
     sim_socket *socket = sim_socket_of(fd);
     sim_require(socket != NULL, "descriptor %d was closed, which is not open", fd);
-    sim_require(socket->requests == 0 || socket->kind == SIM_EVENTFD,
-                "descriptor %d was closed with %u requests under way", fd, socket->requests);
+    /* A poll of these holds the file, and is taken back. */
+    bool may_be_polled = socket->kind == SIM_EVENTFD || socket->kind == SIM_SIGNALFD;
+    sim_require(socket->requests == 0 || may_be_polled, "descriptor %d was closed with %u requests under way", fd,
+                socket->requests);
     sim.descriptors--;
     sim_require(!sim.config.epoll || socket->registrations == 0,
                 "descriptor %d was closed, and is registered with epoll", fd);
@@ -492,25 +496,14 @@ int weir__sys_eventfd_signal(int fd) {
     return 8;
 }
 
-/* No program here hears signals. */
-int weir__sys_read(int fd, void *data, size_t size) {
-    (void)fd, (void)data, (void)size;
-    return -EAGAIN;
+sim_socket *sim_signalfd_new(void) {
+    return socket_new(SIM_SIGNALFD);
 }
 
-int weir__sys_signalfd(int number) {
-    (void)number;
-    return -ENOSYS;
-}
-
-int weir__sys_block_signal(int number) {
-    (void)number;
-    return 0;
-}
-
-int weir__sys_unblock_signal(int number) {
-    (void)number;
-    return 0;
+void sim_signalfds_changed(void) {
+    for (size_t i = 0; i < sim.socket_count; i++)
+        if (sim.sockets[i]->kind == SIM_SIGNALFD)
+            sim_changed(sim.sockets[i]);
 }
 
 int weir__sys_unlink(const char *path) {

@@ -78,7 +78,8 @@ typedef struct connection {
     int64_t idle_ns, write_ns; /* 0: none */
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
         uncorked_at;
-    int64_t failed_at, active_before, progress_before; /* when that was seen, and what had been until then */
+    int64_t failed_at, active_before, progress_before,
+        taken_before; /* when that was seen, and what had been until then */
     unsigned overdue;
     weir_chain *chain; /* SINK: what has come and is no frame yet; or NULL */
     uint64_t parsed;
@@ -212,6 +213,7 @@ void spend(connection *c, uint64_t bytes);
 void grant(connection *c, uint64_t bytes);
 void grant_some(connection *c);
 void tend_metered(void);
+void change_option(connection *c);
 /* A timeout has ended it: was it time? */
 void check_idle(const connection *c);
 void check_write_timeout(const connection *c);
@@ -226,6 +228,13 @@ void act_on_watch(void);
 void check_watches(void);
 void stop_watches(void);
 void close_watches(void); /* after the loop */
+
+/* ---- signals.c -------------------------------------------------------------------------------------- */
+
+void open_signals(void);
+void act_on_signal(void);
+void check_signals(void);
+void close_signals(void); /* after the loop */
 
 /* ---- arrivals.c ------------------------------------------------------------------------------------- */
 

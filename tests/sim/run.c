@@ -80,7 +80,7 @@ void __wrap_weir__waker_sleep(weir__waker *waker) {
 /* ---- a run ------------------------------------------------------------------------------------------ */
 
 static void act_outside(void) {
-    switch (sim_random(15)) {
+    switch (sim_random(17)) {
     case 0:
         if (!app.no_new && sim_random(2) == 0)
             adopt();
@@ -127,6 +127,15 @@ static void act_outside(void) {
     case 8:
         act_on_watch();
         break;
+    case 9:
+        act_on_signal();
+        break;
+    case 10: {
+        connection *c = any_connection();
+        if (c != NULL && sim_random(4) == 0)
+            change_option(c);
+        break;
+    }
     default:
         act(any_connection());
     }
@@ -164,6 +173,7 @@ static void turn(void) {
     sim_require(r >= 0 || r == -ENOMEM, "run_once said %s", weir_error_name(r));
     check_world();
     check_watches();
+    check_signals();
 }
 
 static bool is_everything_over(void) {
@@ -301,6 +311,7 @@ static void open_all(void) {
         sim_require(weir_timer_new(loop, on_timer, (void *)(uintptr_t)i, &app.timers[i]) == 0, "no timer");
     }
     open_watches();
+    open_signals();
     sim.is_calm = false;
     app.may_fail = true;
 }
@@ -383,6 +394,7 @@ void sim_run(const sim_config *config) {
     notice_silent_ends();
     app.loop = NULL;
     close_watches();
+    close_signals();
     sim_require(app.listener == NULL && app.extra == NULL, "a listener without on_close");
     for (size_t i = 0; i < app.all_count; i++)
         sim_require(!app.all[i]->is_started || app.all[i]->closes == 1, "a started stream without on_close");

@@ -32,10 +32,10 @@ void note_starved(void) {
     app.looks++;
     for (size_t i = 0; i < app.used_count; i++) {
         connection *c = app.used[i];
-        if (!has_stream(c) || !is_starved(c))
+        if (!has_stream(c) || !app.loop->backend->verbs->is_starved(&c->stream->in))
             c->starved_in = 0;
         else if (c->starved_in == 0)
-            c->starved_in = app.looks;
+            c->starved_in = is_anew((uint64_t)(uintptr_t)&c->stream->in) ? anywhere : app.looks;
     }
 }
 

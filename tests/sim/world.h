@@ -109,6 +109,8 @@ enum sim_fault {
     X(END_PASSED, "an end was passed on by a pipe")                                         \
     X(PIPE_BROKEN, "the other end of a pipe failed")                                        \
     X(WATCH_FIRED, "a descriptor of the application's was ready")                           \
+    X(OPTION_CHANGED, "a timeout of an open stream was changed")                            \
+    X(SIGNAL_HEARD, "a signal was heard")                                                   \
     X(FRAME, "a frame was taken off a chain")                                               \
     X(FLUSHED, "a flush was told")                                                          \
     X(IDLE_TIMEOUT, "an idle timeout")                                                      \
@@ -161,7 +163,7 @@ typedef struct sim_bytes {
     size_t head, size, capacity;
 } sim_bytes;
 
-enum sim_socket_kind { SIM_STREAM, SIM_LISTENER, SIM_EVENTFD, SIM_EPOLL };
+enum sim_socket_kind { SIM_STREAM, SIM_LISTENER, SIM_EVENTFD, SIM_SIGNALFD, SIM_EPOLL };
 
 typedef struct sim_socket sim_socket;
 struct sim_socket {
@@ -283,6 +285,14 @@ sim_socket *sim_epoll_new(void);
 sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length);
 bool sim_lacks_descriptors(void);
 int sim_descriptor(sim_socket *socket); /* give it one; -EMFILE */
+sim_socket *sim_signalfd_new(void);
+void sim_signalfds_changed(void);
+/* ---- signalfd.c */
+enum { SIM_SIGNAL = 10 };
+void sim_signals_begin(void);
+bool sim_signal_is_pending(void);
+bool sim_signal_is_blocked(void);
+void sim_raise(void);
 /* Connect @from to the listener at @address. 0; -ECONNREFUSED; -EAGAIN: its queue is full. */
 int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t length);
 /* A connection waiting at @listener, or NULL. */

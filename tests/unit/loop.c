@@ -724,10 +724,50 @@ static void reason_of_a_failure_is_that_failure(void **state) {
 static void forbidden_kernel_is_told_with_its_reason(void **state) {
     (void)state;
     char reason[WEIR_REASON_SIZE] = "";
-    script_fail(SCRIPT_OPEN, -EPERM, 1);
-    assert_int_equal(new_loop(&(weir_loop_options){ 0 }, reason), -EPERM);
-    assert_non_null(strstr(reason, "not permitted"));
-    assert_int_equal(script_fds_open(), 0);
+    static const uint32_t asked[] = { WEIR_BACKEND_URING_INCREMENTAL, WEIR_BACKEND_URING_CLASSIC };
+    for (size_t i = 0; i < 2; i++) {
+        script_fail(SCRIPT_OPEN, -EPERM, 1);
+        assert_int_equal(new_loop(&(weir_loop_options){ .backend = asked[i] }, reason), -EPERM);
+        assert_non_null(strstr(reason, "not permitted"));
+        assert_int_equal(script_fds_open(), 0);
+    }
+}
+
+/* The self-test is over, and a filter came after it: the ring itself is refused. */
+static void any_mode_goes_on_to_epoll_where_a_ring_is_refused(void **state) {
+    (void)state;
+    static const int refusals[] = { -EPERM, -ENOSYS, -EACCES };
+    for (size_t i = 0; i < 3; i++) {
+        test_memory memory;
+        weir_loop *loop;
+        test_memory_init(&memory);
+        const weir_loop_options options = { .size = sizeof options, .allocator = &memory.allocator };
+        weir_loop_info info = { .size = sizeof info };
+        script_fail(SCRIPT_OPEN, refusals[i], 1);
+        test_ok(weir__loop_new(&options, &tuning, &loop));
+        test_ok(weir_loop_get_info(loop, &info));
+        assert_int_equal(info.backend, WEIR_BACKEND_EPOLL);
+        assert_int_equal(info.asked, WEIR_BACKEND_AUTO);
+        assert_non_null(strstr(info.reason, i == 1 ? "not available" : "not permitted"));
+        test_ok(weir_loop_close(loop));
+        weir_loop_unref(loop);
+        assert_int_equal(atomic_load(&memory.live_blocks), 0);
+        assert_int_equal(script_fds_open(), 0);
+        assert_int_equal(script_mapped(), 0);
+    }
+}
+
+/* What may be otherwise in a moment is an error, and nothing else is tried. */
+static void any_mode_is_refused_where_memory_or_descriptors_are_missing(void **state) {
+    (void)state;
+    static const int errors[] = { -ENOMEM, -EMFILE, -ENFILE };
+    char reason[WEIR_REASON_SIZE] = "";
+    for (size_t i = 0; i < 3; i++) {
+        script_fail(SCRIPT_OPEN, errors[i], 100);
+        assert_int_equal(new_loop(&(weir_loop_options){ 0 }, reason), errors[i]);
+        assert_non_null(strstr(reason, i == 0 ? "memory" : "descriptor"));
+        script_fail(SCRIPT_OPEN, 0, 0);
+    }
 }
 
 static void pool_is_trimmed_about_once_a_second(void **state) {
@@ -788,6 +828,8 @@ int main(void) {
         bare_test(options_of_a_loop_are_checked),
         bare_test(reason_of_a_failure_is_that_failure),
         bare_test(forbidden_kernel_is_told_with_its_reason),
+        bare_test(any_mode_goes_on_to_epoll_where_a_ring_is_refused),
+        bare_test(any_mode_is_refused_where_memory_or_descriptors_are_missing),
         loop_test(pool_is_trimmed_about_once_a_second),
     };
     return cmocka_run_group_tests_name("loop", tests, NULL, NULL);

@@ -162,6 +162,31 @@ static void buffer_returns_only_after_last_unref(void **state) {
     bench_close(&b);
 }
 
+/* A classic buffer serves one receive: what it pins beyond that is to be seen. */
+static void what_is_pinned_beyond_what_was_received_is_counted(void **state) {
+    (void)state;
+    uint8_t byte = 7;
+    weir_slice mine[2];
+    bench_open(&b, false, 4, 2);
+    bench_publish(&b);
+    for (int i = 0; i < 2; i++) {
+        weir_slice slice = bench_put(&b, &byte, 1, false);
+        weir_slice_ref(&slice, &mine[i]);
+    }
+    bench_end_dispatch(&b);
+    assert_int_equal(bench_stats(&b).pinned_bytes, 2 * BUFFER);
+    assert_int_equal(bench_stats(&b).pinned_received_bytes, 2);
+    weir_slice_unref(&mine[0]);
+    weir__pool_collect(b.pool);
+    assert_int_equal(bench_stats(&b).pinned_bytes, BUFFER);
+    assert_int_equal(bench_stats(&b).pinned_received_bytes, 1);
+    weir_slice_unref(&mine[1]);
+    weir__pool_collect(b.pool);
+    bench_check(&b);
+    assert_int_equal(bench_stats(&b).pinned_received_bytes, 0);
+    bench_close(&b);
+}
+
 static void last_unref_before_the_final_completion_leaves_the_buffer_filling(void **state) {
     (void)state;
     weir_slice mine;
@@ -457,6 +482,7 @@ int main(void) {
         bench_test(next_byte_follows_offsets_and_the_order_of_the_ring),
         bench_test(slice_nobody_refs_is_readable_until_dispatch_ends),
         bench_test(buffer_returns_only_after_last_unref),
+        bench_test(what_is_pinned_beyond_what_was_received_is_counted),
         bench_test(last_unref_before_the_final_completion_leaves_the_buffer_filling),
         bench_test(unref_inside_the_dispatch_of_the_final_completion_keeps_the_buffer),
         bench_test(local_references_hold_a_buffer_like_shared_ones),
