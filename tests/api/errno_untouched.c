@@ -56,7 +56,10 @@ static void a_loops_life_leaves_errno_alone(void **state) {
         weir_pool_stats pool = { .size = sizeof pool };
         weir_timer *timer;
         weir_loop *loop;
-        test_ok(untouched(weir_loop_new(&options, &loop))); /* the first one also tries the kernel */
+        int r = untouched(weir_loop_new(&options, &loop)); /* the first one also tries the kernel */
+        if (mode != WEIR_BACKEND_AUTO && (r == -EPERM || r == -ENOSYS))
+            continue; /* io_uring is forbidden here */
+        test_ok(r);
         test_ok(untouched(weir_loop_get_info(loop, &info)));
         test_ok(untouched(weir_loop_get_stats(loop, &stats)));
         test_ok(untouched(weir_pool_get_stats(weir_loop_get_pool(loop), &pool)));

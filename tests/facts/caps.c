@@ -5,12 +5,10 @@
  */
 #include "facts/facts.h"
 
-enum { CAPS = 6U << 16 | 17U << 8 };
-
 static int ends[2];
 
 static void begin_with(uint16_t flags) {
-    if (weir__sys_kernel_version() < CAPS) {
+    if (is_before(6, 17)) {
         print_message("a receive has no limits before Linux 6.17\n");
         skip();
     }

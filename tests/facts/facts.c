@@ -28,6 +28,10 @@ static struct {
     uint64_t written[MOST_SOCKETS], read[MOST_SOCKETS]; /* by descriptor */
 } facts;
 
+bool is_before(unsigned major, unsigned minor) {
+    return weir__sys_kernel_version() < (major << 16 | minor << 8);
+}
+
 /* ---- a ring, its buffers and sockets ---------------------------------------------------------------- */
 
 void open_disabled_ring(unsigned sq_entries, unsigned cq_entries) {
@@ -240,6 +244,15 @@ weir__cqe next_of(uint64_t user) {
         assert_in_range(turns, 0, PATIENCE);
         turn();
     }
+}
+
+bool next_if_any(weir__cqe *ret_cqe) {
+    for (int i = 0; i < 2 && facts.held_count == 0; i++)
+        turn();
+    if (facts.held_count == 0)
+        return false;
+    *ret_cqe = next();
+    return true;
 }
 
 void nothing_comes(void) {

@@ -28,6 +28,8 @@ extern const unsigned facts_rounds; /* how often each fact is tried */
 const char *facts_edge_missing(void);
 void facts_edge_begin(unsigned round);
 void facts_edge_end(void);
+/* Is this kernel older than Linux @major.@minor? The simulated one is 6.18. */
+bool is_before(unsigned major, unsigned minor);
 /* Worker threads that requests of the ring were moved to, now. */
 unsigned facts_edge_workers(void);
 
@@ -98,6 +100,7 @@ int enter(void);
 /* The next completion, of anyone or of @user; those of others are kept, in order. Waits for it. */
 weir__cqe next(void);
 weir__cqe next_of(uint64_t user);
+bool next_if_any(weir__cqe *ret_cqe); /* waits a little */
 /* Nothing comes, however long one waits (which is not long). */
 void nothing_comes(void);
 

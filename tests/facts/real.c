@@ -11,8 +11,13 @@ const char *const facts_edge = "real";
 const unsigned facts_rounds = 1;
 
 const char *facts_edge_missing(void) {
-    return weir__sys_kernel_version() < (6U << 16 | 12U << 8 | 31) ? "these facts are of Linux 6.12.31 and later"
-                                                                   : NULL;
+    weir__ring *it;
+    if (weir__sys_kernel_version() < (6U << 16 | 12U << 8 | 31))
+        return "these facts are of Linux 6.12.31 and later";
+    int r = weir__ring_open(&weir__default_allocator, 8, 16, IORING_SETUP_R_DISABLED, &it);
+    if (r >= 0)
+        weir__ring_close(it);
+    return r == -EPERM ? "io_uring is forbidden here" : NULL;
 }
 
 void facts_edge_begin(unsigned round) {

@@ -166,6 +166,10 @@ static void reset_far_end(void) {
 
 static void end_behind_bytes_that_were_polled_for_is_forgotten(void) {
     wait_for_bytes_and(close_far_end);
+    if (is_before(6, 17)) { /* it cannot ask a Unix socket whether it holds more, and looks */
+        is(next(), 1, 0, 0);
+        return;
+    }
     nothing_comes();
     assert_int_equal(weir__sys_peek(ends[0]), 0);
     receive(ends[0], 2, 0, 0);
@@ -289,12 +293,9 @@ static void last_buffer_filled_exactly_ends_nothing(void) {
     weir__cqe cqe = next();
     is_data(cqe, 1, 64, 0, F_MORE);
     read_bytes(cqe, 0, ends[1]);
-    weir__cqe after;
-    while (enter() > 0)
-        ;
     /* The kernel looks once more: whether a buffer is wanted for that is its own business. */
-    if (weir__ring_cqe(ring(), &after)) {
-        is(after, 1, -ENOBUFS, 0);
+    if (next_if_any(&cqe)) {
+        is(cqe, 1, -ENOBUFS, 0);
         receive(ends[0], 1, 0, POLL_FIRST);
     }
     publish(0, 64, 1);

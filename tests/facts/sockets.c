@@ -92,16 +92,21 @@ static void gathered_send_may_be_short_anywhere(void) {
     drain(ends[1], ends[0]);
 }
 
-/* Each poll is one for the peer's end, too. */
+/* Each poll is one for the peer's end, too; but not in 6.12.118, which tells nothing before there is room. */
 static void poll_for_room_tells_of_an_end_unasked(void) {
     begin();
     send_that_waits(ends[0], 3, large, LARGE);
     poll_at(ends[0], 1, POLLOUT, true);
     nothing_comes();
     test_ok(weir__sys_shutdown(ends[1], SHUT_WR));
-    is(next_of(1), 1, POLLRDHUP, F_MORE);
+    weir__cqe cqe;
+    bool is_told = next_if_any(&cqe);
+    assert_true(is_told || is_before(6, 13));
     poll_at(ends[0], 2, POLLOUT, false);
-    is(next_of(2), 2, POLLRDHUP, 0);
+    if (is_told) {
+        is(cqe, 1, POLLRDHUP, F_MORE);
+        is(next_of(2), 2, POLLRDHUP, 0);
+    }
     nothing_comes();
 }
 
@@ -166,6 +171,10 @@ static void urgent_byte_moves_a_send_that_waits_to_a_worker_thread(void) {
     send_that_waits(ends[0], 1, large, LARGE);
     for (int i = 0; i < 100 && facts_edge_workers() == 0; i++)
         nothing_comes();
+    if (facts_edge_workers() == 0 && is_before(6, 13)) {
+        print_message("this kernel's sends do not look for urgent data (6.12.118; 6.12.43's do)\n");
+        skip();
+    }
     assert_int_equal(facts_edge_workers(), 1);
     cancel(1, 2);
     (void)next_of(1);

@@ -79,8 +79,10 @@ static void run_batch(turnstile *t) {
 
 static void ten_thousand_connections_leave_nothing(void **state) {
     (void)state;
-    static const char *const addresses[3] = { "127.0.0.1:0", "[::1]:0", "unix:@weir-test-churn" };
     static turnstile t;
+    char name[64];
+    const char *const addresses[3] = { "127.0.0.1:0", "[::1]:0", name };
+    snprintf(name, sizeof name, "unix:@weir-test-churn-%d", (int)getpid());
     uint64_t bytes = 0, blocks = 0;
     unsigned fds = 0;
     memset(&t, 0, sizeof t);

@@ -123,7 +123,7 @@ static void a_release_on_the_loops_thread_sets_all_going(void **state) {
     assert_int_equal(test_loop_stats(&c.f).completions, before.completions);
     let_go(&c.h);
     RUN_UNTIL(&c.f, has_all(&c));
-    assert_true(is_parked(&c, 0));
+    RUN_UNTIL(&c.f, is_parked(&c, 0)); /* a kernel may have wanted one more buffer behind the last byte */
     assert_true(test_pool_stats(&c.f).recycled > 0);
     scene_close(&c);
 }

@@ -154,10 +154,11 @@ static void wants(int fd, int events, void *userdata) {
         h->watches[fd] = weir_watch_unref(h->watches[fd]);
 }
 
-/* The server: an echo. */
+/* The server: an echo. Who gave up may have reset while what it sent is still being read. */
 static void on_data(weir_stream *stream, const weir_slice *slice, void *userdata) {
     (void)userdata;
-    assert_true(weir_stream_write_slice(stream, slice) >= 0);
+    int r = weir_stream_write_slice(stream, slice);
+    assert_true(r >= 0 || (r == -EPIPE && it.oracle.given_up > 0));
 }
 
 static void on_close(weir_stream *stream, int reason, int error, void *userdata) {

@@ -512,7 +512,8 @@ static void a_listening_socket_can_be_adopted(void **state) {
     gate_close(&g);
 }
 
-static const char *on_tcp = "127.0.0.1:0", *on_unix = "unix:@weir-test-gate";
+static char gate_name[64];
+static const char *on_tcp = "127.0.0.1:0", *on_unix = gate_name;
 #define ON(socket, function) \
     { #function "_" #socket, function, NULL, NULL, &socket }
 #define BOTH(function) ON(on_tcp, function), ON(on_unix, function)
@@ -536,5 +537,6 @@ int main(void) {
         cmocka_unit_test(a_path_without_the_flag_stays),
         cmocka_unit_test(a_listening_socket_can_be_adopted),
     };
+    snprintf(gate_name, sizeof gate_name, "unix:@weir-test-gate-%d", (int)getpid());
     return cmocka_run_group_tests_name("listener", tests, first_thread, NULL);
 }

@@ -43,6 +43,7 @@ static void many_close(many *m) {
 static void nothing_is_lost_when_the_completion_queue_overflows(void **state) {
     (void)state;
     static many m;
+    test_needs_io_uring();
     many_open(&m, 16, 16);
     many_adopt(&m);
     scribe_turns(&m.f, 60); /* every receive is armed */
@@ -81,6 +82,7 @@ static void no_connection_is_lost_when_the_completion_queue_overflows(void **sta
     static const weir_listener_callbacks callbacks = { .size = sizeof callbacks, .on_accept = count };
     static many m;
     weir_listener *listener;
+    test_needs_io_uring();
     many_open(&m, 16, 16);
     test_ok(weir_listener_open(m.f.loop, "127.0.0.1:0", NULL, &listener));
     test_ok(weir_listener_start(listener, &callbacks, &m));
@@ -101,6 +103,7 @@ static void no_connection_is_lost_when_the_completion_queue_overflows(void **sta
 static void five_hundred_streams_start_in_one_turn_of_a_small_submission_queue(void **state) {
     (void)state;
     static many m;
+    test_needs_io_uring();
     many_open(&m, 16, 0);
     many_adopt(&m);
     for (unsigned i = 0; i < STREAMS; i++) {
@@ -119,6 +122,7 @@ static void five_hundred_streams_start_in_one_turn_of_a_small_submission_queue(v
 static void five_hundred_streams_end_in_one_turn_of_small_queues(void **state) {
     (void)state;
     static many m;
+    test_needs_io_uring();
     many_open(&m, 16, 16);
     many_adopt(&m);
     scribe_turns(&m.f, 60);
@@ -141,6 +145,7 @@ static void five_hundred_streams_end_in_one_turn_of_small_queues(void **state) {
 static void a_loop_closes_over_overflown_completions(void **state) {
     (void)state;
     static many m;
+    test_needs_io_uring();
     many_open(&m, 16, 16);
     many_adopt(&m);
     scribe_turns(&m.f, 60);
@@ -156,6 +161,7 @@ static void a_loop_closes_over_overflown_completions(void **state) {
 static void several_hundred_ready_at_once_are_all_delivered_without_another_event(void **state) {
     (void)state;
     static many m;
+    test_needs_io_uring();
     many_open(&m, 0, 0);
     many_adopt(&m);
     scribe_turns(&m.f, 5);
@@ -175,6 +181,7 @@ static void events_are_bounded_in_a_turn_and_the_rest_comes_next(void **state) {
     (void)state;
     weir_loop_options options = { .pool = &pool, .max_turn_events = 10 };
     static many m;
+    test_needs_io_uring();
     memset(&m, 0, sizeof m);
     test_open_options(&m.f, NULL, &options);
     many_adopt(&m);

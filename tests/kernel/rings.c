@@ -161,6 +161,7 @@ static bool is_mapped(area it) {
 static void a_child_has_neither_the_buffer_ring_nor_the_buffers(void **state) {
     (void)state;
     room r;
+    test_needs_io_uring();
     room_open(&r);
     weir_slice_unref(&r.held);
     assert_non_null(seen.ring.data);
@@ -185,6 +186,7 @@ static void a_child_has_neither_the_buffer_ring_nor_the_buffers(void **state) {
 static void the_kernel_gives_the_ring_up_before_its_memory_goes(void **state) {
     (void)state;
     room r;
+    test_needs_io_uring();
     room_open(&r);
     assert_true(seen.is_registered);
     assert_int_equal(seen.unregistered, 0);
@@ -215,6 +217,7 @@ static bool kernel_registers_rings(void) {
 static void the_ring_is_entered_by_its_registered_index(void **state) {
     (void)state;
     room r;
+    test_needs_io_uring();
     if (!kernel_registers_rings())
         skip();
     room_open(&r);
@@ -229,6 +232,7 @@ static void the_ring_is_entered_by_its_registered_index(void **state) {
 static void a_kernel_that_registers_none_is_entered_by_the_descriptor(void **state) {
     (void)state;
     room r;
+    test_needs_io_uring();
     seen.refuses_ring_fd = true;
     room_open(&r);
     assert_int_equal(seen.ring_fds, 0);

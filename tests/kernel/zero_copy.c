@@ -278,6 +278,7 @@ static void an_echo_sends_from_where_the_kernel_received(void **state) {
     static line lines[STREAMS];
     test_fixture f;
     uint64_t random = 1, received = 0, rounds = 0;
+    test_needs_io_uring();
     test_open(&f, NULL, NULL);
     record_start(true);
     for (unsigned i = 0; i < STREAMS; i++) {
@@ -326,6 +327,7 @@ static void one_slice_goes_to_many_streams_from_one_place(void **state) {
     test_fixture f;
     uint64_t random = 2, received = 0;
     enum { SAID = 64 << 10 };
+    test_needs_io_uring();
     test_open(&f, NULL, NULL);
     record_start(false);
     for (unsigned i = 0; i < STREAMS; i++) {
@@ -356,6 +358,7 @@ static void lent_memory_is_sent_from_where_it_lies(void **state) {
     uint8_t *bytes = pattern_new(7, LENT);
     loan first = { .data = bytes, .size = LENT / 3 };
     loan second = { .data = bytes + LENT / 3, .size = LENT - LENT / 3 };
+    test_needs_io_uring();
     test_open(&f, NULL, NULL);
     record_start(false);
     line_open(&f, &l, true, 7);

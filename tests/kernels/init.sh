@@ -6,7 +6,8 @@
 # /tests/list and switches the machine off. What run.py is to understand stands on lines that start with "@@".
 #
 # /tests/settings sets JOBS, PATIENCE_S, SYSCTLS ("name=value ...") and RUN_AS (empty: root).
-# A line of /tests/list: NAME MODE twin|single TIMEOUT_S PROGRAM; a twin's program also runs with the mode "auto".
+# A line of /tests/list: NAME alone|along MODE twin|single TIMEOUT_S PROGRAM; a twin's program also runs with the mode
+# "auto", and nothing else runs along with one that is alone.
 
 export PATH=/bin
 finish() {
@@ -69,15 +70,16 @@ cat /tmp/modes
 # What the kernel cannot have is said, not run; run.py knows what it should be able to have. Nor does a program run twice
 # where "auto" means just that mode.
 chosen=$(sed -n 's/^@@ mode auto \([a-z]*\).*/\1/p' /tmp/modes)
-while read -r name mode twin rest; do
+while read -r name alone mode twin rest; do
     if [ "$twin $mode" = "twin $chosen" ]; then
         echo "@@ same $name"
     elif grep -q "^@@ mode $mode none" /tmp/modes; then
         echo "@@ skip $name"
     else
-        echo "$name $mode $rest"
+        echo "$alone $name $mode $rest"
     fi
 done </tests/list >/tmp/plan
 grep "^@@" /tmp/plan
-grep -v "^@@" /tmp/plan | xargs -P "$JOBS" -n 4 /bin/busybox sh /init one
+sed -n 's/^along //p' /tmp/plan | xargs -P "$JOBS" -n 4 /bin/busybox sh /init one
+sed -n 's/^alone //p' /tmp/plan | xargs -n 4 /bin/busybox sh /init one
 finish

@@ -53,6 +53,8 @@ void test_open(test_fixture *fixture, const struct weir__tuning *tuning, const w
 void test_open_options(test_fixture *fixture, const struct weir__tuning *tuning, weir_loop_options *options);
 /* Does it run on epoll? Then nothing is received before it is wanted, and the kernel holds no buffers. */
 bool test_is_epoll(const test_fixture *fixture);
+/* For what is about io_uring alone: skips the test if the mode under test is AUTO, and that is epoll here. */
+void test_needs_io_uring(void);
 /* Close and unref the loop, then assert that no descriptor, thread or byte of memory is left. */
 void test_close(test_fixture *fixture);
 /* Turns until @done says true; fails the test after @seconds. */
