@@ -129,8 +129,8 @@ int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, u
         weir__free(allocator, buffers, sizeof *buffers);
         return r;
     }
-    WEIR__UNPOISON(buffers->shared,
-                   buffers->shared_size); /* in a child of fork its parent may have had a buffer there */
+    /* In a child of fork its parent may have had a buffer there. */
+    WEIR__UNPOISON(buffers->shared, buffers->shared_size);
     r = madvise(buffers->shared, buffers->shared_size, MADV_DONTFORK) < 0 ? failed(saved) : 0;
     if (r >= 0) {
         /* liburing's own call dropped the flags before 2.8 and said nothing; the structure is the kernel's. */
