@@ -238,11 +238,13 @@ void weir__epoll_told(weir__epoll *e, int fd, uint32_t events) {
         make_ready(e, in);
     if (out != NULL && out->state == ATTACHED && (file->ready & EPOLLOUT) != 0)
         make_ready(e, out);
+    /* A poll that is told now is started again in this turn, mostly. */
+    bool is_polled = !weir__list_is_empty(&file->polls), is_input_wanted = wants_input(file);
     tell_polls(e, file, events);
-    if ((events & EPOLLIN) != 0 && !wants_input(file))
+    if ((events & EPOLLIN) != 0 && !is_input_wanted)
         weir__epoll_file_ignore(e, file, EPOLLIN | EPOLLPRI);
     /* A Unix socket tells of room each time that its peer has read. */
-    if ((events & ~(uint32_t)EPOLLPRI) == EPOLLOUT && out == NULL && weir__list_is_empty(&file->polls))
+    if ((events & ~(uint32_t)EPOLLPRI) == EPOLLOUT && out == NULL && !is_polled)
         weir__epoll_file_ignore(e, file, EPOLLOUT);
 }
 

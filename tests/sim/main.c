@@ -399,7 +399,7 @@ static void shrink(sim_config config) {
 /* ---- the command ------------------------------------------------------------------------------------ */
 
 static void usage(FILE *to) {
-    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M] [--classic] [--no-caps] [--epoll] [--trace]\n"
+    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M [--from N]] [--classic] [--no-caps] [--epoll] [--trace]\n"
                 "           [--shrink] [--report] [--steps N] [--connections N] [--faults MASK] [--skip A..B]...\n"
                 "\n"
                 "Runs the library on a simulated kernel, one random program a seed. One seed in four uses classic "
@@ -409,6 +409,7 @@ static void usage(FILE *to) {
 typedef struct command {
     uint64_t first, last;
     double minutes;
+    uint64_t from;
     bool is_shrinking, wants_report, is_classic, is_without_caps, is_epoll, is_tap;
     sim_config config;
 } command;
@@ -434,7 +435,9 @@ static int parse_options(int argc, char **argv, command *c) {
                 fprintf(stderr, "sim: --minutes wants more than none, not '%s'\n", value);
                 return 2;
             }
-            c->first = (uint64_t)time(NULL) * 1000000;
+            c->first = c->from > 0 ? c->from : (uint64_t)time(NULL) * 1000000;
+        } else if (strcmp(option, "--from") == 0) { /* for --minutes: not seeds of this moment, but these */
+            c->first = c->from = strtoull(value, &end, 10), i++;
         } else if (strcmp(option, "--steps") == 0) {
             c->config.steps = strtoull(value, &end, 10), i++;
         } else if (strcmp(option, "--connections") == 0) {
