@@ -231,7 +231,7 @@ static void no_more_than_the_limit_are_let_in(void **state) {
     told(w, "gate: accept\n"
             "gate: accept\n");
     for (unsigned i = 0; i < 5; i++) {
-        ok(weir_stream_close(g.streams[i]));
+        ok(weir_stream_abort(g.streams[i]));
         if (i < 3)
             until(w, g.count == 3 + i);
         turns(w, 5);

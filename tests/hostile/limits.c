@@ -186,7 +186,7 @@ static void child_accepts(const void *argument) {
         exchange(&p, peers[i]); /* those that are in are served */
     /* A stream's end is the next one's beginning. */
     for (unsigned wanted = ROOM + 1; wanted <= ROOM + 2; wanted++) {
-        CHECK_INT(weir_stream_close(g.streams[wanted - ROOM - 1]), 0);
+        CHECK_INT(weir_stream_abort(g.streams[wanted - ROOM - 1]), 0);
         TURN_UNTIL(&p, g.accepted == wanted);
         exchange(&p, peers[wanted - 1]);
     }
