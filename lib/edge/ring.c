@@ -26,6 +26,13 @@ static int failed(int saved) {
     return -error;
 }
 
+/* In a child of fork its parent may have had a buffer there; liburing's mappings are made past AddressSanitizer. */
+static void unpoison(const struct io_uring *uring) {
+    WEIR__UNPOISON(uring->sq.ring_ptr, uring->sq.ring_sz);
+    WEIR__UNPOISON(uring->cq.ring_ptr, uring->cq.ring_sz);
+    WEIR__UNPOISON(uring->sq.sqes, uring->sq.ring_entries * sizeof *uring->sq.sqes);
+}
+
 int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsigned cq_entries,
                     uint32_t setup_flags, weir__ring **ret_ring) {
     weir__ring *ring = weir__alloc_zeroed(allocator, sizeof *ring);
@@ -44,6 +51,7 @@ int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsign
         weir__free(allocator, ring, sizeof *ring);
         return r;
     }
+    unpoison(&ring->uring);
     ring->allocator = allocator;
     ring->enter_fd = ring->uring.ring_fd;
     *ret_ring = ring;
@@ -129,7 +137,6 @@ int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, u
         weir__free(allocator, buffers, sizeof *buffers);
         return r;
     }
-    /* In a child of fork its parent may have had a buffer there. */
     WEIR__UNPOISON(buffers->shared, buffers->shared_size);
     r = madvise(buffers->shared, buffers->shared_size, MADV_DONTFORK) < 0 ? failed(saved) : 0;
     if (r >= 0) {
