@@ -399,7 +399,8 @@ static void shrink(sim_config config) {
 /* ---- the command ------------------------------------------------------------------------------------ */
 
 static void usage(FILE *to) {
-    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M [--from N]] [--classic] [--no-caps] [--epoll] [--trace]\n"
+    fprintf(to, "usage: sim [--seed N | --seeds A..B | --minutes M [--from N]] [--classic] [--no-caps] [--epoll] "
+                "[--trace]\n"
                 "           [--shrink] [--report] [--steps N] [--connections N] [--faults MASK] [--skip A..B]...\n"
                 "\n"
                 "Runs the library on a simulated kernel, one random program a seed. One seed in four uses classic "
