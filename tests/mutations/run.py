@@ -3,9 +3,9 @@
 """Breaks weir on purpose and expects the tests to notice: each patch in this folder is one mistake, and the line
 "test: NAME [ARGUMENT...]" above it names the program that must fail then.
 
-    run.py SOURCE_ROOT MESON [--a-fifth | PATCH...]
+    run.py SOURCE_ROOT MESON [--a-tenth | PATCH...]
 
-All of them take many minutes. With --a-fifth each commit tries a fifth, chosen by its hash; `./dev mutations` tries all.
+All of them take many minutes. With --a-tenth each commit tries a tenth, chosen by its hash; `./dev mutations` tries all.
 
 The source is copied to temporary directories and built there, one for each of a few workers. Each program is first
 seen to pass, unchanged. Where it then skips a case, a mistake that nothing else of it notices counts as skipped: this
@@ -29,8 +29,8 @@ HUNG_S = 40
 root = pathlib.Path(sys.argv[1]).resolve()
 meson = sys.argv[2]
 here = pathlib.Path(__file__).resolve().parent
-is_a_fifth = sys.argv[3:] == ["--a-fifth"]
-only = [] if is_a_fifth else [pathlib.Path(name).stem for name in sys.argv[3:]]
+is_a_tenth = sys.argv[3:] == ["--a-tenth"]
+only = [] if is_a_tenth else [pathlib.Path(name).stem for name in sys.argv[3:]]
 one_at_a_time = threading.Lock()  # programs that look at the machine: its threads, descriptors, idle time
 
 
@@ -159,10 +159,10 @@ def work(tree, todo, clean, results):
 
 def main():
     patches = [patch for patch in sorted(here.glob("*.patch")) if not only or patch.stem in only]
-    if is_a_fifth:
+    if is_a_tenth:
         head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
-        which = int(head.stdout[:8], 16) % 5 if head.returncode == 0 else 0  # without a history: the first fifth
-        patches = patches[which::5]
+        which = int(head.stdout[:8], 16) % 10 if head.returncode == 0 else 0  # without a history: the first tenth
+        patches = patches[which::10]
     mutations = [Mutation(patch) for patch in patches]
     print(f"1..{len(mutations)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="weir-mutations-") as directory:
