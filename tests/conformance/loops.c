@@ -206,6 +206,7 @@ static void sockets_are_passed_to_another_loop(void **state) {
     ok(pthread_create(&thread, NULL, run_the_other, NULL));
     while (!atomic_load(&other.is_running))
         sleep_ms(1);
+    weir_loop *theirs = weir_loop_ref(other.loop); /* who posts holds it: a post may be what ends it */
     gate_open(w, &g, "127.0.0.1:0", NULL, NULL);
     for (intptr_t i = 0; i < HANDED; i++) {
         int fd;
@@ -216,8 +217,9 @@ static void sockets_are_passed_to_another_loop(void **state) {
         until(w, g.count == 1);
         told(w, "gate: accept\n");
         ok(weir_stream_detach(g.streams[0], &fd));
-        ok(weir_loop_post(other.loop, take_over, (void *)(i << 16 | fd)));
+        ok(weir_loop_post(theirs, take_over, (void *)(i << 16 | fd)));
     }
+    weir_loop_unref(theirs);
     for (uint64_t i = 0; i < HANDED; i++) {
         voice p = { .name = "p", .seed = 1 + i };
         peer_hear(w, &p, peers[i], EACH);
