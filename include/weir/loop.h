@@ -10,12 +10,13 @@
 extern "C" {
 #endif
 
+/* AUTO is the first of the others that is to be had, or what WEIR_BACKEND in the environment says, for debugging: auto,
+ * uring-incremental, uring-classic or epoll. (Not in a program that has more rights than its user.) */
 enum weir_backend {
-    WEIR_BACKEND_AUTO = 0, /* the first of these that is to be had */
-    WEIR_BACKEND_URING_INCREMENTAL =
-        1,                          /* io_uring; one receive buffer serves many receives: Linux 6.12.31, 6.15 */
-    WEIR_BACKEND_URING_CLASSIC = 2, /* io_uring; a buffer a receive: Linux 6.0 */
-    WEIR_BACKEND_EPOLL = 3          /* epoll; no io_uring call is made */
+    WEIR_BACKEND_AUTO = 0,
+    WEIR_BACKEND_URING_INCREMENTAL = 1, /* a receive buffer serves many receives: Linux 6.12.31, 6.15 */
+    WEIR_BACKEND_URING_CLASSIC = 2,     /* a buffer a receive: Linux 6.0 */
+    WEIR_BACKEND_EPOLL = 3              /* no io_uring call is made */
 };
 
 enum weir_loop_flags {
@@ -94,7 +95,7 @@ typedef void (*weir_post_fn)(weir_loop *loop, void *userdata);
  *            would have been there to hear its on_close.
  * Context:   any thread; not yet bound to one. No callback.
  * Return:    0; -ENOSYS, -EPERM: the mode asked for is not to be had (@options->reason says why); -ENOMEM;
- *            -EMFILE, -ENFILE; -EINVAL, -E2BIG: @options.
+ *            -EMFILE, -ENFILE; -EINVAL, -E2BIG: @options; -EINVAL: WEIR_BACKEND in the environment names no mode.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_loop_new(const weir_loop_options *options, weir_loop **ret_loop);

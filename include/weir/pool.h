@@ -38,16 +38,15 @@ enum weir_pressure_level {
 typedef struct weir_pool_stats {
     size_t size; /* in: sizeof(weir_pool_stats); what is larger than the library's is zeroed */
     uint64_t budget_bytes;
-    uint64_t used_bytes;   /* buffers and blocks; never more than the budget */
-    uint64_t peak_bytes;   /* the most that used_bytes ever was */
-    uint64_t pinned_bytes; /* retired buffers: memory that waits for an unref or for a send */
-    uint64_t
-        pinned_received_bytes; /* of these, what was received: the rest is waste, which classic buffers have most of */
-    uint64_t block_bytes;      /* keep, copy, copied writes */
-    uint64_t private_bytes;  /* received into blocks, as the reserve is for */
-    uint64_t reserve_bytes;  /* of the budget: for nothing else */
-    uint32_t buffer_bytes;   /* the size of one buffer */
-    uint32_t window_buffers; /* how many weir means to have posted, at present */
+    uint64_t used_bytes;            /* buffers and blocks; never more than the budget */
+    uint64_t peak_bytes;            /* the most that used_bytes ever was */
+    uint64_t pinned_bytes;          /* retired buffers: memory that waits for an unref or for a send */
+    uint64_t pinned_received_bytes; /* of these, what was received; the rest is waste */
+    uint64_t block_bytes;           /* keep, copy, copied writes */
+    uint64_t private_bytes;         /* received into blocks, as the reserve is for */
+    uint64_t reserve_bytes;         /* of the budget: for nothing else */
+    uint32_t buffer_bytes;          /* the size of one buffer */
+    uint32_t window_buffers;        /* how many weir means to have posted, at present */
     uint32_t buffers_idle, buffers_posted, buffers_filling, buffers_retired;
     uint32_t parked_streams; /* streams that wait for a buffer */
     uint32_t level;          /* enum weir_pressure_level */

@@ -181,19 +181,23 @@ static void events_are_bounded_in_a_turn_and_the_rest_comes_next(void **state) {
     (void)state;
     weir_loop_options options = { .pool = &pool, .max_turn_events = 10 };
     static many m;
-    test_needs_io_uring();
     memset(&m, 0, sizeof m);
     test_open_options(&m.f, NULL, &options);
     many_adopt(&m);
     scribe_turns(&m.f, 5);
     for (unsigned i = 0; i < STREAMS; i++)
         assert_int_equal(peer_send(m.peers[i], i, 0, 100), 0);
+    unsigned turns = 0;
     while (test_loop_stats(&m.f).bytes_in < STREAMS * 100) {
         uint64_t bytes = test_loop_stats(&m.f).bytes_in;
         scribe_turn(&m.f, 1000 * MS); /* nothing else will come, so sleeping would be a second lost */
         uint64_t got = test_loop_stats(&m.f).bytes_in - bytes;
-        assert_true(got > 0 && got <= 1000);
+        assert_true(got <= 1000);
+        /* Over epoll an event may be that a socket has no more, and a turn may have only such ones. */
+        assert_true(got > 0 || test_is_epoll(&m.f));
+        turns++;
     }
+    assert_true(turns <= 4 * STREAMS / 10); /* an end of each besides, and a turn between */
     many_close(&m);
 }
 
