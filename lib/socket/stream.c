@@ -73,7 +73,7 @@ int weir__stream_settings_read(const weir_stream_options *user_options, weir__st
         return -EINVAL;
     uint64_t limit = options.queue_limit_bytes, high = options.queue_high_bytes, low = options.queue_low_bytes;
     limit = limit > 0 ? limit : 16 << 20;
-    high = high > 0 ? high : weir__min_u64(1 << 20, (limit + 1) / 2);
+    high = high > 0 ? high : weir__min_u64(1 << 20, limit - limit / 2);
     low = low > 0 ? low : high / 4;
     if (high > limit || low > high)
         return -EINVAL;

@@ -70,6 +70,17 @@ static void a_limit_beyond_any_value_reads_as_the_largest(void **state) {
     close(peer);
 }
 
+/* The default mark is half of the limit, rounded up; of the largest limit there is, that came to nothing: all was full. */
+static void a_limit_beyond_any_value_has_the_same_mark_as_other_large_ones(void **state) {
+    test_fixture *f = *state;
+    const weir_stream_options options = { .size = sizeof options, .queue_limit_bytes = UINT64_MAX };
+    static witness w;
+    int peer = witness_pair(f, &w, false, &options);
+    assert_int_equal(weir_stream_write(w.stream, "a", 1), WEIR_WRITE_OK);
+    assert_true(get(&w, WEIR_OPTION_QUEUE_HIGH_BYTES) == 1 << 20);
+    close(peer);
+}
+
 typedef struct change {
     int option;
     int64_t value;
@@ -436,6 +447,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         loop_test(a_stream_begins_with_what_its_options_and_the_kernel_say),
         loop_test(a_limit_beyond_any_value_reads_as_the_largest),
+        loop_test(a_limit_beyond_any_value_has_the_same_mark_as_other_large_ones),
         loop_test(every_option_is_as_it_was_set_and_the_others_stay),
         loop_test(a_bad_value_is_refused_and_nothing_changes),
         loop_test(what_the_kernel_refuses_is_its_error),

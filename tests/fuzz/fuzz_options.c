@@ -113,7 +113,7 @@ static int stream_is_good(const weir_stream_options *o) {
     uint64_t limit = o->queue_limit_bytes != 0 ? o->queue_limit_bytes : UINT64_C(16) << 20;
     uint64_t high = o->queue_high_bytes;
     if (high == 0)
-        high = limit < 1 << 20 ? limit : 1 << 20;
+        high = limit < 2 << 20 ? (limit + 1) / 2 : 1 << 20;
     uint64_t low = o->queue_low_bytes != 0 ? o->queue_low_bytes : high / 4;
     return low <= high && high <= limit ? 0 : -EINVAL;
 }
@@ -273,7 +273,7 @@ static void try_loop(fuzz_input *input) {
     int r = read_structure(&l, sizeof options, &options);
     bool is_read = r == 0;
     if (r == 0 &&
-        (options.backend > 2 || (options.flags & ~1U) != 0 || memory.allocator.size < sizeof(weir_allocator) ||
+        (options.backend > WEIR_BACKEND_EPOLL || (options.flags & ~1U) != 0 || memory.allocator.size < sizeof(weir_allocator) ||
          memory.allocator.alloc == NULL || memory.allocator.free == NULL))
         r = -EINVAL;
     if (r == 0)
