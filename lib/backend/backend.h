@@ -34,7 +34,8 @@ typedef struct weir__completion {
     /*
      * receive  bytes in slice; 0 and FINAL: the peer sends no more; -ECANCELED and FINAL: taken back, or it has
      *          brought as much as it was to, or a little more; -errno and FINAL
-     * send     FINAL: bytes taken from the queue, maybe fewer than there were; -errno
+     * send     FINAL: bytes taken from the queue, maybe fewer than there were; is_late: they had been taken when it was
+     *          handed over; -errno
      * accept   a descriptor, the receiver's to close; -errno and FINAL
      * connect  FINAL: 0; -errno
      * watch    poll events (POLLRDHUP, POLLERR, POLLHUP); -errno and FINAL
@@ -42,6 +43,7 @@ typedef struct weir__completion {
      */
     int32_t result;
     bool final;
+    bool is_late;
     weir_slice slice; /* receive: borrowed for the call */
 } weir__completion;
 
@@ -72,7 +74,7 @@ struct weir__op {
     };
     int32_t fd;
     uint32_t size;  /* of data; poll: the events; receive: the backend's */
-    int32_t result; /* a FINAL that waits to be delivered, or for a cancellation */
+    int32_t result; /* a FINAL that waits to be delivered, or for a cancellation; a send that waits: it is quiet */
     uint8_t kind;   /* enum weir__op_kind */
     uint8_t state;  /* the backend's */
     uint8_t cancel; /* the backend's */
@@ -97,8 +99,9 @@ typedef struct weir__backend_verbs {
     int (*enable)(weir__backend *backend);
     /* Receive until the peer ends, or @limit_bytes have come; 0: no limit. @is_wish: it may be ignored where it costs. */
     void (*receive)(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
-    /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances. */
-    void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
+    /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances.
+     * @is_quiet: if all of @queue is taken, that may be told when the loop wakes for something else. */
+    void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
     /* Accept connections until cancelled, or exactly one. */
     void (*accept)(weir__backend *backend, weir__op *op, int fd, bool one);
     /* @address stays where it is until the FINAL completion. */

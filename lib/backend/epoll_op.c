@@ -129,8 +129,9 @@ static void start_output(weir__epoll *e, weir__op *op) {
         op->state = ATTACHED; /* a call has found no room, and registered it */
 }
 
-void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue) {
+void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet) {
     weir__epoll *e = weir__epoll_of(backend);
+    (void)is_quiet; /* it is told without another call */
     /* What is written from now on is the next one's: the stream may be corked before this one is tried. */
     start(e, op, WEIR__OP_SEND, fd, queue, (uint32_t)weir__min_u64(queue->bytes, SEND_BYTES));
     start_output(e, op);

@@ -130,8 +130,13 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
             return count; /* a callback forked, and came back in the child: the ring is not there */
     }
     u->has_more = count >= max;
-    if (!u->has_more)
+    if (!u->has_more) {
         cross_check(u);
+        if (!weir__list_is_empty(&u->silent) && !u->is_overflown && weir__ring_unsubmitted(u->ring) == 0)
+            count += weir__uring_settle_silent(u);
+        if (weir__fork_is_child(generation))
+            return count;
+    }
     /* The reserve is for when nothing else moves: a send that completes may bring a buffer back. */
     if (WEIR__UNLIKELY(may_serve(u)) && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
         u->dry_turns = 0;
@@ -293,10 +298,12 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
     u->allocator = allocator;
     u->waker = waker;
     u->has_no_limits = tuning->no_receive_limits;
+    u->has_silence = (weir__ring_features(u->ring) & IORING_FEAT_CQE_SKIP) != 0;
     u->close_timeout_ns = tuning->close_timeout_ns > 0 ? tuning->close_timeout_ns : close_timeout_ns;
     weir__list_init(&u->waiting);
     weir__list_init(&u->finished);
     weir__list_init(&u->doubtful);
+    weir__list_init(&u->silent);
     weir__op_init(&u->wake, woken);
     if ((setup_flags & IORING_SETUP_DEFER_TASKRUN) != 0)
         u->base.features |= WEIR_FEATURE_DEFER_TASKRUN;

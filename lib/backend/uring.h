@@ -69,6 +69,7 @@ typedef struct weir__uring {
     weir__link waiting;  /* weir__op.link: WAITING, or ARMED with CANCEL_WANTED; in order */
     weir__link finished; /* weir__op.link: FINISHED */
     weir__link doubtful; /* weir__op.link: receives, ARMED and not cancelled, that may have missed their end */
+    weir__link silent;   /* weir__op.link: SILENT, in order */
     weir__op wake;       /* a poll of the waker's eventfd */
     weir__uring_frame *frames; /* free ones */
     uint32_t under_way;        /* operations that are not IDLE, wake included */
@@ -78,6 +79,7 @@ typedef struct weir__uring {
     bool is_enabled;
     bool is_closing;
     bool has_more;      /* the last dispatch stopped at its limit */
+    bool has_silence;   /* the kernel can be told not to complete what succeeds */
     bool has_no_limits; /* the kernel's receives cannot be limited */
     bool has_no_memory; /* for a private block; tried again at the next tick */
     bool is_overflown;  /* seen, and counted, since the queue was last found in order */
@@ -91,7 +93,7 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
 /* The verbs of backend.h that uring_op.c has. */
 void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
 bool weir__uring_is_starved(const weir__op *op);
-void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue);
+void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
                          socklen_t length);
@@ -106,6 +108,9 @@ void weir__uring_rearm(weir__uring *u, weir__op *op);
 /* Give waiting operations to the ring while it has entries. */
 void weir__uring_submit_waiting(weir__uring *u);
 void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
+/* The kernel has taken all that was submitted, and each of its completions was looked at: silent sends that had none have
+ * been taken whole. Return: how many. */
+unsigned weir__uring_settle_silent(weir__uring *u);
 /* About a second has passed: look at receives that have been silent in it. */
 void weir__uring_look_again(weir__uring *u);
 /* The last of an operation. Its owner may start it again, or free it, inside. */

@@ -18,9 +18,14 @@
  *
  * A cancellation has a completion of its own, whose order with the target's is not defined; the operation is not
  * idle before both have come, so that neither finds freed memory. That is what HELD is for.
+ *
+ * A send that nobody waits for is SILENT instead of ARMED: the kernel, which never waits in it (MSG_DONTWAIT), completes it
+ * only if it was not taken whole. So when the kernel has consumed its entry and each completion has been looked at, and
+ * there was none of it, it has succeeded. That saves a completion, and where little happens the enter that would wake for
+ * it alone. It cannot be cancelled, and need not be: it lasts no longer than a turn.
  */
 
-enum op_state { IDLE, WAITING, ARMED, PARKED, FINISHED, HELD };
+enum op_state { IDLE, WAITING, ARMED, SILENT, PARKED, FINISHED, HELD };
 /* How far a cancellation is: wanted but without a submission entry yet, in the kernel, or answered by it with success,
  * so that the target's completion is on its way. */
 enum cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
@@ -105,7 +110,7 @@ static void finish(weir__uring *u, weir__op *op, int32_t result) {
 
 /* ---- submissions ------------------------------------------------------------------------------------ */
 
-static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
+static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
     sqe->fd = op->fd;
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
@@ -142,6 +147,13 @@ static void prepare(const weir__uring *u, weir__op *op, struct io_uring_sqe *sqe
          * take what there is room for, and wait for more by a poll for nothing else.
          */
         sqe->msg_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+        /* Those who wait for a buffer would wait for it, too. */
+        if (op->result != 0 && u->group.parked_count == 0 && weir__pool_available(u->group.pool) > 0) {
+            sqe->msg_flags |= MSG_WAITALL; /* what is not whole is no success */
+            sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+            op->state = SILENT;
+            weir__list_append(&u->silent, &op->link);
+        }
         sqe->addr = (uint64_t)(uintptr_t)op->data;
         sqe->opcode = op->size > 0 ? IORING_OP_SEND : IORING_OP_SENDMSG;
         sqe->len = op->size > 0 ? op->size : 1;
@@ -247,7 +259,7 @@ static weir__uring_frame *frame_take(weir__uring *u) {
     return f;
 }
 
-void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue) {
+void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet) {
     weir__uring *u = weir__uring_of(backend);
     struct iovec first;
     weir__uring_frame *f = NULL;
@@ -256,11 +268,13 @@ void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__
         f = frame_take(u); /* none to be had: the first range alone is a send as well */
     if (f == NULL) {
         weir__uring_start(u, op, WEIR__OP_SEND, fd, first.iov_base, (uint32_t)first.iov_len);
+        op->result = is_quiet && u->has_silence && first.iov_len == queue->bytes;
         return;
     }
     unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);
     f->header = (struct msghdr){ .msg_iov = f->vectors, .msg_iovlen = count };
     weir__uring_start(u, op, WEIR__OP_SEND, fd, f, 0);
+    op->result = 0;
 }
 
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one) {
@@ -301,6 +315,7 @@ void weir__uring_cancel(weir__backend *backend, weir__op *op) {
         }
         break;
     case IDLE:
+    case SILENT:
     case FINISHED:
     case HELD:
         break;
@@ -453,6 +468,11 @@ static void readable(weir__uring *u, weir__op *op, int32_t result) {
 /* A send, or its wait for room, which is no answer but a reason to try again. */
 static void sent(weir__uring *u, weir__op *op, int32_t result) {
     bool is_wait = op->kind == WEIR__OP_SEND_ROOM;
+    if (op->state == SILENT) { /* not taken whole */
+        weir__list_remove(&op->link);
+        op->state = ARMED;
+        op->result = 0;
+    }
     bool goes_on = (is_wait && result >= 0) || result == -EAGAIN || result == -EINTR || result == -ECANCELED;
     if (goes_on && op->cancel == CANCEL_NONE) {
         if (is_wait && result > 0 && (result & (POLLOUT | POLL_ERRORS)) == 0) {
@@ -465,6 +485,22 @@ static void sent(weir__uring *u, weir__op *op, int32_t result) {
     } else {
         finish(u, op, is_wait && result >= 0 ? -ECANCELED : result);
     }
+}
+
+unsigned weir__uring_settle_silent(weir__uring *u) {
+    unsigned count = 0;
+    uint32_t generation = weir__pool_generation(u->group.pool);
+    weir__link silent, *link;
+    weir__list_move(&u->silent, &silent);
+    while (!weir__fork_is_child(generation) && (link = weir__list_take_first(&silent)) != NULL) {
+        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
+        op->state = IDLE;
+        op->kind = WEIR__OP_NONE;
+        u->under_way--;
+        op->complete(op, &(weir__completion){ .result = (int32_t)op->size, .final = true, .is_late = true });
+        count++;
+    }
+    return count;
 }
 
 static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
@@ -545,7 +581,7 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         cancelled(u, op, cqe->res);
         return;
     }
-    if (op->state != ARMED)
+    if (op->state != ARMED && op->state != SILENT)
         return;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:

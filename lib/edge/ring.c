@@ -109,6 +109,11 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
                            (sigset_t *)(void *)&arg, sizeof arg);
 }
 
+unsigned weir__ring_unsubmitted(const weir__ring *ring) {
+    const struct io_uring_sq *sq = &ring->uring.sq;
+    return sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);
+}
+
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     struct io_uring_cq *cq = &ring->uring.cq;
     unsigned head = *cq->khead;

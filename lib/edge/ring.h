@@ -50,6 +50,8 @@ struct io_uring_sqe *weir__ring_sqe(weir__ring *ring);
 /* io_uring_enter: submit what is queued, wait for @wait completions, for @timeout_ns at most (negative: without
  * limit). @enter_flags are IORING_ENTER_*. Return: entries submitted, or -errno (-ETIME: nothing came in time). */
 int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int64_t timeout_ns);
+/* Entries that are queued, and that the kernel has not taken yet. */
+unsigned weir__ring_unsubmitted(const weir__ring *ring);
 /* Take the oldest completion out of the queue; false: there is none. */
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe);
 /* The IORING_SQ_* flags: is there deferred work, did completions overflow? */

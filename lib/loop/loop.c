@@ -246,11 +246,13 @@ WEIR_API int weir_loop_run(weir_loop *loop) {
     int r = begin(loop);
     if (r < 0)
         return r;
+    loop->is_unwatched = true;
     while (r >= 0 && atomic_exchange(&loop->is_stopping, 0) == 0) {
         if (is_over(loop))
             break;
         r = turn(loop, WEIR_NEVER);
     }
+    loop->is_unwatched = false;
     loop->phase = WEIR__PHASE_RESTING;
     return r < 0 ? r : 0;
 }

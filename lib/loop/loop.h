@@ -95,7 +95,8 @@ struct weir_loop {
     int64_t ticked; /* when the backend's tick last was */
     uint8_t phase;  /* enum weir__phase */
     bool is_draining, is_grace_over;
-    uint32_t flags; /* WEIR_LOOP_* */
+    bool is_unwatched; /* nobody looks between turns: weir_loop_run */
+    uint32_t flags;    /* WEIR_LOOP_* */
     uint32_t max_streams, max_turn_events;
     weir__link marked;   /* weir__actor.marked */
     weir__link actors;   /* weir__actor.member */

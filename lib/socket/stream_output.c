@@ -35,13 +35,16 @@ static void connect_unix(weir_stream *stream) {
     weir__stream_set_deadline(stream, left < UNIX_RETRY_NS ? left > 0 ? left : 0 : UNIX_RETRY_NS);
 }
 
-static void taken(weir_stream *stream, uint32_t bytes) {
+/* @at: when. */
+static void taken(weir_stream *stream, uint32_t bytes, int64_t at) {
     weir_loop *loop = stream->loop;
     if (bytes == 0)
         return; /* its wait for room was over too early: that is no progress */
     stream->bytes_out += bytes;
     loop->bytes_out += bytes;
-    stream->active_at = stream->progress_at = loop->now; /* now: timers fire before the next send starts */
+    stream->progress_at = at;
+    if (stream->active_at < at)
+        stream->active_at = at;
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
         weir__stream_linger(stream);
@@ -101,7 +104,7 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion) 
     if (!stream->is_connected)
         connected(stream, completion->result);
     else if (completion->result >= 0)
-        taken(stream, (uint32_t)completion->result);
+        taken(stream, (uint32_t)completion->result, completion->is_late ? stream->progress_at : stream->loop->now);
     else
         broken(stream, completion->result);
     if (stream->queue.bytes > 0 || stream->wants_shutdown || stream->has_failed || !stream->is_open_told ||
@@ -117,6 +120,14 @@ static void tell_open(weir_stream *stream) {
     stream->is_open_told = true;
     if (stream->callbacks->on_open != NULL)
         stream->callbacks->on_open(stream, stream->userdata);
+}
+
+/* Would anything but references come of it, if all that is queued were taken? Who runs single turns may look at the queue
+ * after each. */
+static bool is_quiet(const weir_stream *stream) {
+    return stream->loop->is_unwatched && stream->state == WEIR_STREAM_OPEN && !stream->wants_shutdown &&
+           !stream->wants_close && !stream->is_full_told && !stream->is_pipe_full && stream->flushes == NULL &&
+           stream->queue.count == 1 && stream->queue.first->owner->kind != WEIR__BLOCK_EXTERNAL;
 }
 
 /* Is it better to wait for more to be written? Not while somebody waits for the low mark. */
@@ -146,7 +157,7 @@ void weir__stream_settle_output(weir_stream *stream) {
         return;
     if (stream->queue.bytes > 0 && !is_held(stream)) {
         stream->progress_at = stream->loop->now; /* from here on it is the peer that we wait for */
-        backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue);
+        backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue, is_quiet(stream));
     } else if (stream->queue.bytes == 0 && stream->wants_shutdown && !stream->is_shut &&
                stream->output_error == 0) {
         stream->is_shut = true;

@@ -60,6 +60,50 @@ static void send_that_must_not_wait_says_so_at_once(void) {
     nothing_comes();
 }
 
+/* A send that is to say nothing of success, and must not wait. */
+static void send_silently(size_t size) {
+    struct io_uring_sqe *sqe = entry(IORING_OP_SEND, ends[0], 1);
+    sqe->addr = (uint64_t)(uintptr_t)large;
+    sqe->len = (uint32_t)size;
+    sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+    sqe->msg_flags = MSG_NOSIGNAL | MSG_DONTWAIT | MSG_WAITALL;
+}
+
+static void silent_send_that_is_taken_whole_says_nothing(void) {
+    begin();
+    next_bytes(ends[0], large, 100);
+    send_silently(100);
+    nothing_comes();
+    wrote(ends[0], 100);
+    drain(ends[1], ends[0]);
+}
+
+static void silent_send_that_is_taken_in_part_says_how_much(void) {
+    begin();
+    next_bytes(ends[0], large, LARGE);
+    send_silently(LARGE);
+    weir__cqe cqe = next();
+    assert_in_range(cqe.res, 1, LARGE - 1);
+    is(cqe, 1, cqe.res, 0);
+    wrote(ends[0], (size_t)cqe.res);
+    drain(ends[1], ends[0]);
+}
+
+static void silent_send_without_room_says_so_at_once(void) {
+    begin();
+    for (int i = 0; i < 100000 && weir__sys_send(ends[0], large, 4096) > 0; i++)
+        ;
+    send_silently(10);
+    is(next(), 1, -EAGAIN, 0);
+}
+
+static void silent_send_tells_of_its_failure(void) {
+    begin();
+    test_ok(weir__sys_shutdown(ends[0], SHUT_WR));
+    send_silently(10);
+    is(next(), 1, -EPIPE, 0);
+}
+
 static void gathered_send_goes_in_order(void) {
     struct iovec vectors[3] = { { large, 10 }, { large + 10, 300 }, { large + 310, 7 } };
     struct msghdr header = { .msg_iov = vectors, .msg_iovlen = 3 };
@@ -552,6 +596,10 @@ const fact facts_of_sockets[] = {
     FACT(send_of_more_than_there_is_room_for_is_short, ANY),
     FACT(send_to_a_full_socket_waits_for_room, ANY),
     FACT(send_that_must_not_wait_says_so_at_once, ANY),
+    FACT(silent_send_that_is_taken_whole_says_nothing, ANY),
+    FACT(silent_send_that_is_taken_in_part_says_how_much, ANY),
+    FACT(silent_send_without_room_says_so_at_once, ANY),
+    FACT(silent_send_tells_of_its_failure, ANY),
     FACT(gathered_send_goes_in_order, ANY),
     FACT(gathered_send_may_be_short_anywhere, ANY),
     FACT(send_after_our_own_end_fails, ANY),

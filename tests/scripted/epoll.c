@@ -127,6 +127,13 @@ void script_set_room(size_t bytes) {
     script.room = bytes;
 }
 
+size_t script_take_room(size_t bytes) {
+    size_t taken = bytes < script.room ? bytes : script.room;
+    if (script.room != SIZE_MAX)
+        script.room -= taken;
+    return taken;
+}
+
 size_t script_sent(const void **ret_bytes) {
     if (ret_bytes != NULL)
         *ret_bytes = script.bytes;
@@ -152,14 +159,12 @@ int weir__sys_send_vectors(int fd, const struct iovec *vectors, size_t count) {
         return r;
     size_t taken = 0;
     for (size_t i = 0; i < count; i++) {
-        size_t left = script.room - taken, size = vectors[i].iov_len < left ? vectors[i].iov_len : left;
+        size_t size = script_take_room(vectors[i].iov_len);
         assert_true(script.sent + size <= MAX_SENT);
         memcpy(script.bytes + script.sent, vectors[i].iov_base, size);
         script.sent += size;
         taken += size;
     }
-    if (script.room != SIZE_MAX)
-        script.room -= taken;
     return taken > 0 ? (int)taken : -EAGAIN;
 }
 

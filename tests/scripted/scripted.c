@@ -234,6 +234,10 @@ struct io_uring_sqe *weir__ring_sqe(weir__ring *ring) {
     return sqe;
 }
 
+unsigned weir__ring_unsubmitted(const weir__ring *ring) {
+    return ring->queued;
+}
+
 static script_entry *find_live(uint64_t user_data) {
     for (unsigned i = script.entry_count; i-- > 0;)
         if (script.entries[i]->is_live && script.entries[i]->sqe.user_data == user_data)
@@ -249,6 +253,16 @@ static void answer_cancel(script_entry *cancel) {
     script_complete(cancel, target != NULL ? 0 : -ENOENT, 0);
 }
 
+/* A send that says nothing if it was taken whole. */
+static void send_silently(script_entry *entry) {
+    size_t taken = script_take_room(entry->sqe.len);
+    assert_int_equal(entry->sqe.msg_flags, MSG_NOSIGNAL | MSG_DONTWAIT | MSG_WAITALL);
+    if (taken == entry->sqe.len)
+        entry->is_live = false;
+    else
+        script_complete(entry, taken > 0 ? (int32_t)taken : -EAGAIN, 0);
+}
+
 static unsigned submit(weir__ring *ring) {
     unsigned count = ring->queued;
     for (unsigned i = 0; i < count; i++) {
@@ -259,6 +273,8 @@ static unsigned submit(weir__ring *ring) {
         script.entries[script.entry_count++] = entry;
         if (script.answers_cancels && entry->sqe.opcode == IORING_OP_ASYNC_CANCEL)
             answer_cancel(entry);
+        if ((entry->sqe.flags & IOSQE_CQE_SKIP_SUCCESS) != 0)
+            send_silently(entry);
     }
     ring->queued = 0;
     return count;

@@ -166,7 +166,8 @@ typedef struct script_wait {
 /* The last one. */
 script_wait script_last_wait(void);
 
-/* From now on sockets take so many bytes with weir__sys_send_vectors() and no more; SIZE_MAX, as at first: any number. */
+/* From now on sockets take so many bytes with weir__sys_send_vectors(), or by sends that are to say nothing of it
+ * (IOSQE_CQE_SKIP_SUCCESS), and no more; SIZE_MAX, as at first: any number. */
 void script_set_room(size_t bytes);
 size_t script_sent(const void **ret_bytes); /* what they took, one behind the other */
 unsigned script_sends(void);                /* calls, and how many vectors the last one had */
@@ -206,6 +207,8 @@ unsigned script_mappings(void); /* pages that are not inherited, still mapped */
 /* ---- scripted.c, for epoll.c ------------------------------------------------------------------------- */
 
 void script_begin_epoll(void);
+/* A socket takes bytes: as many as there is room for. */
+size_t script_take_room(size_t bytes);
 int script_fault(enum script_call call); /* what it is to fail with; 0 */
 int script_new_fd(void);
 int script_check_fd(int fd); /* 0: open; -EBADF */

@@ -131,7 +131,11 @@ static void flush(weir__ring *ring) {
 
 /* The last completion of a request. The caller unlinks it. */
 void sim_end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
-    sim_post(ring, r->sqe.user_data, res, flags);
+    bool is_whole = res >= 0 && ((r->sqe.msg_flags & MSG_WAITALL) == 0 || (uint32_t)res == r->sqe.len);
+    if ((r->sqe.flags & IOSQE_CQE_SKIP_SUCCESS) != 0 && is_whole)
+        sim_event(SIM_EVENT_SILENT);
+    else
+        sim_post(ring, r->sqe.user_data, res, flags);
     if (r->socket != NULL)
         r->socket->requests--;
 }
@@ -350,9 +354,14 @@ void weir__ring_close(weir__ring *ring) {
     free(ring);
 }
 
+unsigned weir__ring_unsubmitted(const weir__ring *ring) {
+    return ring->sq_count;
+}
+
 uint32_t weir__ring_features(const weir__ring *ring) {
     (void)ring;
-    return IORING_FEAT_NO_IOWAIT;
+    /* Every kernel that has buffer rings has it; without it there is more to go wrong. */
+    return IORING_FEAT_NO_IOWAIT | (sim.config.seed % 4 != 2 ? IORING_FEAT_CQE_SKIP : 0);
 }
 
 int weir__ring_enable(weir__ring *ring) {

@@ -119,6 +119,7 @@ enum sim_fault {
     X(STUCK, "the reserve is spent, too")                                                   \
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue")        \
     X(SHORT, "a short send")                                                                \
+    X(SILENT, "a send taken whole, of which nothing is said")                               \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                         \
     X(SEND_FAILED, "a send failed")                                                         \
     X(CANCEL_FIRST, "a cancellation answered before its target")                            \

@@ -38,7 +38,7 @@ static void push_three(void) {
 }
 
 static void start(void) {
-    r.backend->verbs->send(r.backend, &o->op, fd, &queue);
+    r.backend->verbs->send(r.backend, &o->op, fd, &queue, false);
     told_nothing_more(o);
 }
 

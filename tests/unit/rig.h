@@ -17,7 +17,7 @@ enum { BUFFER = 4096, MAX_TOLD = 64 };
 
 typedef struct told {
     int32_t result;
-    bool is_final;
+    bool is_final, is_late;
     uint8_t bytes[32]; /* the first ones, as they were inside the call */
     const uint8_t *data;
     size_t size;
@@ -57,6 +57,7 @@ static inline void owner_told(weir__op *op, const weir__completion *completion) 
     told *last = &o->told[o->count++];
     *last = (told){ .result = completion->result,
                     .is_final = completion->final,
+                    .is_late = completion->is_late,
                     .data = completion->slice.data,
                     .size = completion->slice.size };
     memcpy(last->bytes, last->data != NULL ? last->data : last->bytes,

@@ -246,6 +246,36 @@ static void buffer_released_wakes_a_sleeper_only_while_streams_are_parked(void *
     close_dry(1);
 }
 
+/* Who waits for a buffer may wait for the one that is being sent from: its send has to be told of. */
+static void no_send_is_silent_where_there_is_no_buffer(void **state) {
+    (void)state;
+    script_set_features(IORING_FEAT_CQE_SKIP);
+    open_dry(2);
+    weir__range_cache cache = { .allocator = &r.memory.allocator, .owner = &r };
+    weir__sendq queue = { 0 };
+    test_ok(weir__sendq_push(&queue, &cache, &kept[0]));
+    r.backend->verbs->send(r.backend, &o[0].op, 7, &queue, true);
+    rig_submit();
+    script_entry *entry = script_expect(IORING_OP_SEND, 7);
+    assert_int_equal(entry->sqe.flags & IOSQE_CQE_SKIP_SUCCESS, 0);
+    script_complete(entry, BUFFER, 0);
+    rig_dispatch();
+    o[0].finals = 0;
+    drop_kept(2);
+    weir__sendq_clear(&queue, &cache); /* now there is one */
+    rig_submit();
+    test_ok(weir_slice_wrap(r.pool, "hello", 5, NULL, NULL, &kept[kept_count]));
+    test_ok(weir__sendq_push(&queue, &cache, &kept[kept_count++]));
+    r.backend->verbs->send(r.backend, &o[0].op, 7, &queue, true);
+    rig_submit();
+    assert_int_not_equal(script_expect(IORING_OP_SEND, 7)->sqe.flags & IOSQE_CQE_SKIP_SUCCESS, 0);
+    rig_dispatch();
+    o[0].finals = 0;
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_deinit(&cache);
+    close_dry(0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         rig_test(receive_that_finds_no_buffer_is_parked),
@@ -259,6 +289,7 @@ int main(void) {
         rig_test(cancelled_while_parked_it_is_over_at_once),
         rig_test(wait_does_not_sleep_while_receives_are_parked_and_a_buffer_is_free),
         rig_test(buffer_released_wakes_a_sleeper_only_while_streams_are_parked),
+        rig_test(no_send_is_silent_where_there_is_no_buffer),
     };
     return cmocka_run_group_tests_name("uring-dry", tests, NULL, NULL);
 }

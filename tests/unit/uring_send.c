@@ -30,7 +30,7 @@ static void push(const void *bytes, size_t size) {
 }
 
 static script_entry *send_queue(uint8_t opcode) {
-    r.backend->verbs->send(r.backend, &o->op, 7, &queue);
+    r.backend->verbs->send(r.backend, &o->op, 7, &queue, false);
     rig_submit();
     return script_expect(opcode, 7);
 }
@@ -357,7 +357,7 @@ static void sends_at_a_time_have_a_frame_each(void **state) {
     push("one", 3);
     push("two", 3);
     for (int i = 0; i < 3; i++)
-        r.backend->verbs->send(r.backend, &o[i].op, 7 + i, &queue);
+        r.backend->verbs->send(r.backend, &o[i].op, 7 + i, &queue, false);
     rig_submit();
     script_entry *entries[3];
     for (int i = 0; i < 3; i++)
@@ -392,7 +392,7 @@ static void send_cancelled_before_it_was_submitted_gives_its_frame_back(void **s
     open_queue();
     push("one", 3);
     push("two", 3);
-    r.backend->verbs->send(r.backend, &o->op, 7, &queue);
+    r.backend->verbs->send(r.backend, &o->op, 7, &queue, false);
     r.backend->verbs->cancel(r.backend, &o->op);
     rig_turn();
     told_final(o, -ECANCELED);
