@@ -148,8 +148,6 @@ static void a_dial_that_nobody_answers_times_out(void **state) {
     teller a = { .hook = NULL };
     full_house_open(&h);
     teller_dial(w, &a, "a", h.address, &options);
-    turns(w, 5);
-    told(w, "");
     until(w, a.closes == 1);
     told(w, "a: close CONNECT ETIMEDOUT\n");
     full_house_close(&h);

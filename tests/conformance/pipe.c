@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include <sys/utsname.h>
+
 #include "conformance/world.h"
 
 /* Pipes: what one stream receives another sends, and how the end of either reaches the other. */
@@ -221,6 +223,15 @@ static void a_close_of_one_closes_the_other(void **state) {
 
 /* ---- a slow reader -------------------------------------------------------------------------------------- */
 
+/* Since Linux 6.17. Before, a receive of a ring brings what it can before it is taken back. */
+static bool kernel_limits_receives(void) {
+    struct utsname name;
+    unsigned major = 0, minor = 0;
+    ok(uname(&name));
+    assert_int_equal(sscanf(name.release, "%u.%u", &major, &minor), 2);
+    return major > 6 || (major == 6 && minor >= 17);
+}
+
 static void a_slow_reader_holds_the_sender_back(void **state) {
     world *w = *state;
     enum { HIGH = 20000, ALL = 4 << 20 };
@@ -250,7 +261,8 @@ static void a_slow_reader_holds_the_sender_back(void **state) {
         assert_true(stream_stats(b.stream).queued_bytes <= HIGH + 16384);
         rest = n > 0 ? 0 : rest + 1;
         if (rest >= 50) { /* nothing moves: the way is full, and it was held back before memory was */
-            assert_int_equal(pool_stats(w).starved, 0);
+            if (world_mode() == WEIR_BACKEND_EPOLL || kernel_limits_receives())
+                assert_int_equal(pool_stats(w).starved, 0);
             peer_hear(w, &p, fds[1], 500000);
             rest = 0;
         }
