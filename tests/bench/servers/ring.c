@@ -2,15 +2,15 @@
 /*
  * The reference: what one would write by hand on io_uring for these jobs and no others, as well as one can.
  *
- * All connections receive, multishot, into one incremental buffer ring: 16 buffers of 64 KiB are posted, each is filled by
- * many receives and goes back when the kernel is done with it and the last reply out of it is sent. So nothing is copied.
- * What a slow reader pins is replaced out of a fixed number of spare buffers, the one used last first; if there is none
- * receives end with -ENOBUFS, and are started again in their order as buffers are posted.
+ * All connections receive, multishot, into one incremental buffer ring: 16 buffers of 64 KiB are posted, each is
+ * filled by many receives and goes back when the kernel is done with it and the last reply out of it is sent. So
+ * nothing is copied. What a slow reader pins is replaced out of a fixed number of spare buffers, the one used last
+ * first; if there is none receives end with -ENOBUFS, and are started again in their order as buffers are posted.
  *
- * A connection's replies are pieces, a pointer and a size. It has one send under way; what comes meanwhile is gathered by
- * the next one. All that a turn brings is looked at once more at its end, by settle(), connection by connection: there
- * sends, receives and closes are decided, and one system call submits them and waits. Variant direct calls send(2) as
- * soon as a receive completes, and the ring gets only what did not fit into the socket.
+ * A connection's replies are pieces, a pointer and a size. It has one send under way; what comes meanwhile is gathered
+ * by the next one. All that a turn brings is looked at once more at its end, by settle(), connection by connection:
+ * there sends, receives and closes are decided, and one system call submits them and waits. Variant direct calls
+ * send(2) as soon as a receive completes, and the ring gets only what did not fit into the socket.
  *
  * In a proxy each connection's peer is the other one, in an echo itself, so both are the same program.
  */
@@ -18,47 +18,28 @@
 #include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../server.h"
+#include "ring_queue.h"
 
 enum {
     SUBMISSIONS = 256,
     COMPLETIONS = 4096,
-    BUFFER_SIZE = 65536,
-    POSTED = 16,
-    BUFFERS = 1024, /* with the spare ones */
-    GROUP = 0,
-    NOT_A_BUFFER = BUFFERS, /* where a piece is of memory that nobody counts */
-    GATHERED = 64,          /* pieces in one send */
+    GATHERED = 64, /* pieces in one send */
     QUEUE_LOW = SERVER_PROXY_QUEUE / 4
 };
 
 /* In the low bits of a completion's user_data; the rest is the connection's address. */
 enum operation { RECEIVE, SEND, CANCEL, ACCEPT, OPERATION = 3 };
 
-typedef struct buffer {
-    uint32_t used;   /* bytes received into it */
-    uint32_t pieces; /* that point into it */
-    bool is_kernels;
-} buffer;
-
-typedef struct piece {
-    const uint8_t *data;
-    uint32_t size;
-    uint32_t buffer;
-} piece;
-
 typedef struct connection {
     int fd;
     uint32_t pending;        /* operations of the kernel's */
     struct connection *peer; /* whom its bytes go to, or NULL */
     struct connection *next_touched, *next_parked;
-    piece *pieces; /* a ring of capacity */
-    uint32_t first, count, capacity;
-    size_t queued;    /* bytes in pieces */
-    uint32_t offered; /* of them, to the send that is under way */
+    queue out;
+    uint32_t offered; /* bytes of it, to the send that is under way */
     uint8_t *held;    /* of a message that is not whole */
     uint32_t held_size;
     bool is_touched, is_parked; /* in these lists */
@@ -82,10 +63,6 @@ typedef struct list {
 static server_options options;
 static bool is_direct;
 static struct io_uring ring;
-static struct io_uring_buf_ring *buffer_ring;
-static uint8_t *memory;
-static buffer buffers[BUFFERS];
-static uint32_t spares[BUFFERS], spare_count, posted;
 static frame frames[SUBMISSIONS];
 static list touched = { NULL, &touched.first }, parked = { NULL, &parked.first };
 static int listener;
@@ -136,10 +113,10 @@ static void cancel_receive(connection *c) {
 }
 
 static void send_queue(connection *c) {
-    uint32_t mask = c->capacity - 1, count = c->count < GATHERED ? c->count : GATHERED;
+    uint32_t count = c->out.count < GATHERED ? c->out.count : GATHERED;
     struct io_uring_sqe *sqe = submission();
     if (count == 1) {
-        const piece *p = &c->pieces[c->first & mask];
+        const piece *p = piece_at(&c->out, 0);
         io_uring_prep_send(sqe, c->fd, p->data, p->size, MSG_NOSIGNAL);
         c->offered = p->size;
     } else {
@@ -147,7 +124,7 @@ static void send_queue(connection *c) {
         c->offered = 0;
         f->header = (struct msghdr){ .msg_iov = f->vectors, .msg_iovlen = count };
         for (uint32_t i = 0; i < count; i++) {
-            const piece *p = &c->pieces[(c->first + i) & mask];
+            const piece *p = piece_at(&c->out, i);
             f->vectors[i] = (struct iovec){ .iov_base = (void *)(uintptr_t)p->data, .iov_len = p->size };
             c->offered += p->size;
         }
@@ -159,58 +136,6 @@ static void send_queue(connection *c) {
     c->is_full = false;
     c->is_sending = true;
     c->pending++;
-}
-
-/* ---- buffers ---------------------------------------------------------------------------------------- */
-
-static void post(uint32_t id) {
-    buffers[id] = (buffer){ .is_kernels = true };
-    io_uring_buf_ring_add(buffer_ring, memory + (size_t)id * BUFFER_SIZE, BUFFER_SIZE, (unsigned short)id,
-                          io_uring_buf_ring_mask(POSTED), 0);
-    io_uring_buf_ring_advance(buffer_ring, 1);
-    posted++;
-}
-
-/* Nobody needs it any more. */
-static void give_back(uint32_t id) {
-    if (posted < POSTED)
-        post(id);
-    else
-        spares[spare_count++] = id;
-}
-
-static void release(uint32_t id) {
-    if (id != NOT_A_BUFFER && --buffers[id].pieces == 0 && !buffers[id].is_kernels)
-        give_back(id);
-}
-
-/* What a completion brought. It counts as one piece, for the caller to release. */
-static piece received(const struct io_uring_cqe *cqe) {
-    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT, size = (uint32_t)cqe->res;
-    buffer *b = &buffers[id];
-    piece got = { .data = memory + (size_t)id * BUFFER_SIZE + b->used, .size = size, .buffer = id };
-    b->used += size;
-    b->pieces++;
-    if ((cqe->flags & IORING_CQE_F_BUF_MORE) == 0) {
-        b->is_kernels = false;
-        posted--;
-        if (spare_count > 0)
-            post(spares[--spare_count]);
-    }
-    return got;
-}
-
-static void open_buffers(void) {
-    int r;
-    memory = mmap(NULL, (size_t)BUFFERS * BUFFER_SIZE, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED)
-        server_die("mmap: %s", strerror(errno));
-    buffer_ring = io_uring_setup_buf_ring(&ring, POSTED, GROUP, IOU_PBUF_RING_INC, &r);
-    if (buffer_ring == NULL)
-        server_unsupported("incremental buffer ring: %s", strerror(-r));
-    for (uint32_t id = 0; id < BUFFERS; id++)
-        give_back(id);
 }
 
 /* ---- connections ------------------------------------------------------------------------------------ */
@@ -267,60 +192,16 @@ static connection *connection_new(int fd) {
 }
 
 static void connection_free(connection *c) {
-    for (uint32_t i = 0; i < c->count; i++)
-        release(c->pieces[(c->first + i) & (c->capacity - 1)].buffer);
+    clear(&c->out);
     if (c->peer != NULL && c->peer != c)
         c->peer->peer = NULL;
     close(c->fd);
     free(c->held);
-    free(c->pieces);
     free(c);
 }
 
-static void push(connection *c, piece p) {
-    c->queued += p.size;
-    if (c->count > 0) {
-        piece *last = &c->pieces[(c->first + c->count - 1) & (c->capacity - 1)];
-        if (p.buffer != NOT_A_BUFFER && last->buffer == p.buffer && last->data + last->size == p.data) {
-            last->size += p.size;
-            release(p.buffer);
-            return;
-        }
-    }
-    if (c->count == c->capacity) {
-        uint32_t capacity = c->capacity > 0 ? 2 * c->capacity : 4;
-        piece *pieces = malloc(capacity * sizeof *pieces);
-        if (pieces == NULL)
-            server_die("no memory");
-        for (uint32_t i = 0; i < c->count; i++)
-            pieces[i] = c->pieces[(c->first + i) & (c->capacity - 1)];
-        free(c->pieces);
-        c->pieces = pieces;
-        c->capacity = capacity;
-        c->first = 0;
-    }
-    c->pieces[(c->first + c->count++) & (c->capacity - 1)] = p;
-}
-
-/* So much of the queue is sent. */
-static void consume(connection *c, uint32_t size) {
-    c->queued -= size;
-    while (size > 0) {
-        piece *p = &c->pieces[c->first & (c->capacity - 1)];
-        if (size < p->size) {
-            p->data += size;
-            p->size -= size;
-            return;
-        }
-        size -= p->size;
-        release(p->buffer);
-        c->first++;
-        c->count--;
-    }
-}
-
 static void reply(connection *c, piece p) {
-    if (is_direct && c->count == 0) {
+    if (is_direct && c->out.count == 0) {
         ssize_t sent = send(c->fd, p.data, p.size, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent == (ssize_t)p.size || (sent < 0 && errno != EAGAIN)) {
             release(p.buffer);
@@ -332,7 +213,7 @@ static void reply(connection *c, piece p) {
         p.data += sent > 0 ? sent : 0;
         p.size -= (uint32_t)(sent > 0 ? sent : 0);
     }
-    push(c, p);
+    push(&c->out, p);
     touch(c);
 }
 
@@ -367,8 +248,8 @@ static void on_data(connection *c, piece p) {
 }
 
 static void fill(connection *c) {
-    while (c->queued < SERVER_QUEUE)
-        push(c, (piece){ .data = server_block, .size = SERVER_WRITE_SIZE, .buffer = NOT_A_BUFFER });
+    while (c->out.bytes < SERVER_QUEUE)
+        push(&c->out, (piece){ .data = server_block, .size = SERVER_WRITE_SIZE, .buffer = NOT_A_BUFFER });
 }
 
 static void on_connection(int fd) {
@@ -388,10 +269,9 @@ static void on_connection(int fd) {
 
 /* ---- a turn ----------------------------------------------------------------------------------------- */
 
-/* Whether c's bytes have no other place to be than its peer's queue, and that is long. Between the marks it stays as it
- * was. */
+/* Whether what c receives would go into a queue that is long. Between the two marks it stays as it was. */
 static bool is_held_back(const connection *c) {
-    return c->peer != NULL && c->peer->queued > (c->is_paused ? QUEUE_LOW : SERVER_PROXY_QUEUE);
+    return c->peer != NULL && c->peer->out.bytes > (c->is_paused ? QUEUE_LOW : SERVER_PROXY_QUEUE);
 }
 
 /* c has nothing left to send: is that all that there ever will be? */
@@ -424,11 +304,11 @@ static void settle(connection *c) {
             connection_free(c);
         return;
     }
-    if (c->count == 0 && options.work == SERVER_SOURCE && !c->has_ended)
+    if (c->out.count == 0 && options.work == SERVER_SOURCE && !c->has_ended)
         fill(c);
-    if (c->count > 0 && !c->is_sending)
+    if (c->out.count > 0 && !c->is_sending)
         send_queue(c);
-    if (c->count == 0)
+    if (c->out.count == 0)
         settle_end(c);
     settle_input(c);
     if (c->peer != NULL && c->peer != c && is_held_back(c->peer) != c->peer->is_paused)
@@ -481,7 +361,7 @@ static void on_send(connection *c, int res) {
         return;
     }
     c->is_full = (uint32_t)res < c->offered;
-    consume(c, (uint32_t)res);
+    consume(&c->out, (uint32_t)res);
 }
 
 static void on_completion(const struct io_uring_cqe *cqe) {
@@ -538,7 +418,7 @@ int main(int argc, char **argv) {
     server_arguments(argc, argv, variants, &options);
     is_direct = server_is_variant(&options, "direct");
     open_ring();
-    open_buffers();
+    open_buffers(&ring);
     listener = server_listen(&options);
     accept_all();
     server_ready(is_direct ? "uring-incremental-direct" : "uring-incremental");
