@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * epoll, written by hand: what a program does that needs neither a library nor io_uring. One receive buffer serves all
- * connections and stays in the cache; what has been received is sent at once, and only what the socket does not take is
- * copied, into a queue of that connection, which is gone when it has been sent.
+ * epoll, written by hand: what a program does that needs neither a library nor io_uring. One receive buffer serves
+ * all connections and stays in the cache; what has been received is sent at once, and only what the socket
+ * does not take is copied, into a queue of that connection, which is gone when it is empty.
  *
  *   level   reading waits for EPOLLIN, writing, where something is queued, for EPOLLOUT; a receive an event
- *   edge    both are registered once; it is read until there is nothing left, as is told by a receive that brings less
- *           than there was room for (after an end has been told: by the end)
+ *   edge    both are registered once; it is read until there is nothing left, as is told by a receive that brings
+ *           less than there was room for (after an end has been told: by the end)
  *
  * In a proxy each connection's peer is the other one, in an echo itself, so both are the same program.
  */
@@ -93,8 +93,10 @@ static void update(connection *c) {
         return;
     uint32_t events = (c->is_paused || c->has_ended ? 0 : EPOLLIN) |
                       (c->queued > 0 || options.work == SERVER_SOURCE ? EPOLLOUT : 0);
-    if (events != c->events)
-        control(EPOLL_CTL_MOD, c, events);
+    if (events == c->events)
+        return;
+    /* Of 0 a hang-up would be told again and again. */
+    control(events == 0 ? EPOLL_CTL_DEL : c->events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, c, events);
 }
 
 /* There is more to do for it, after the others: an edge has to be told once more. */
@@ -210,29 +212,31 @@ static void on_end(connection *c) {
         settle_end(c->peer != NULL ? c->peer : c);
 }
 
-/* One receive. Whether there may be more to read. */
-static bool receive(connection *c) {
+/* One receive: what it brought, 0 or less if nothing. */
+static ssize_t receive(connection *c) {
     ssize_t size = recv(c->fd, buffer, sizeof buffer, 0);
+    while (size < 0 && errno == EINTR)
+        size = recv(c->fd, buffer, sizeof buffer, 0);
     if (size > 0)
         on_data(c, (size_t)size);
     else if (size == 0)
         on_end(c);
-    else if (errno != EAGAIN && errno != EINTR)
+    else if (errno != EAGAIN)
         end(c);
-    return size == (ssize_t)sizeof buffer || (size < 0 && errno == EINTR);
+    return size;
 }
 
-static void read_on(connection *c, bool to_the_end) {
-    for (int i = 0; !c->is_paused && !c->has_ended && !c->is_dead; i++) {
-        if (i == AT_ONCE) {
-            go_on_later(c);
-            return;
-        }
-        if (!receive(c) && (!is_edge || !to_the_end))
-            break;
-        if (!is_edge)
-            break;
-    }
+static bool is_readable(const connection *c) {
+    return !c->is_paused && !c->has_ended && !c->is_dead;
+}
+
+static void read_on(connection *c, bool is_to_the_end) {
+    int most = is_edge ? AT_ONCE : 1;
+    ssize_t least = is_to_the_end ? 1 : (ssize_t)sizeof buffer, size = least;
+    for (int i = 0; i < most && size >= least && is_readable(c); i++)
+        size = receive(c);
+    if (size >= least && is_readable(c))
+        go_on_later(c);
     update(c);
 }
 
