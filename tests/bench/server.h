@@ -63,7 +63,7 @@ __attribute__((noreturn, format(printf, 1, 2))) void server_die(const char *form
 /* A non-blocking, listening socket, also if the port is free only after a moment. */
 int server_listen(const server_options *o);
 
-/* For a socket that was accepted (with SOCK_NONBLOCK, where that is wanted): sets TCP_NODELAY. Returns it. */
+/* For a socket that was accepted, with SOCK_NONBLOCK where that is wanted: sets TCP_NODELAY. Returns it. */
 int server_accepted(int fd);
 
 /* A non-blocking socket on its way to 127.0.0.1:port, with TCP_NODELAY; -1 and errno. */

@@ -2,15 +2,17 @@
 /*
  * The reference: what one would write by hand on io_uring for these jobs and no others, as well as one can.
  *
- * All connections receive, multishot, into one incremental buffer ring: 16 buffers of 64 KiB are posted, each is
- * filled by many receives and goes back when the kernel is done with it and the last reply out of it is sent. So
- * nothing is copied. What a slow reader pins is replaced out of a fixed number of spare buffers, the one used last
- * first; if there is none receives end with -ENOBUFS, and are started again in their order as buffers are posted.
+ * All connections receive, multishot, into one incremental buffer ring: 16 buffers of 64 KiB are posted, each
+ * is filled by many receives and goes back when the kernel is done with it and the last reply out of it is
+ * sent. So nothing is copied. What a slow reader pins is replaced out of a fixed number of spare buffers, the
+ * one used last first; if there is none receives end with -ENOBUFS, and are started again in their order as
+ * buffers are posted.
  *
- * A connection's replies are pieces, a pointer and a size. It has one send under way; what comes meanwhile is gathered
- * by the next one. All that a turn brings is looked at once more at its end, by settle(), connection by connection:
- * there sends, receives and closes are decided, and one system call submits them and waits. Variant direct calls
- * send(2) as soon as a receive completes, and the ring gets only what did not fit into the socket.
+ * A connection's replies are pieces, a pointer and a size. It has one send under way; what comes meanwhile is
+ * gathered by the next one. All that a turn brings is looked at once more at its end, by settle(), connection
+ * by connection: there sends, receives and closes are decided, and one system call submits them and waits.
+ * Variant direct calls send(2) as soon as a receive completes, and the ring gets only what did not fit into the
+ * socket.
  *
  * In a proxy each connection's peer is the other one, in an echo itself, so both are the same program.
  */

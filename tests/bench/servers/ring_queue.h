@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Of ring.c, and a header only so that all of it is compiled as one: receive buffers, and a queue of pieces of them.
+ * Of ring.c, and a header only so that all of it is compiled as one: receive buffers, and a queue of pieces of
+ * them.
  *
- * A buffer is the kernel's from when it is posted until a completion without F_BUF_MORE. The kernel does not say where
- * in it a receive lies: behind the one before, in the order of completions. When the kernel is done with it and no
- * piece points into it any more it is posted again, or, if enough are posted, becomes a spare.
+ * A buffer is the kernel's from when it is posted until a completion without F_BUF_MORE. The kernel does not
+ * say where in it a receive lies: behind the one before, in the order of completions. When the kernel is done
+ * with it and no piece points into it any more it is posted again, or, if enough are posted, becomes a spare.
  */
 #ifndef WEIR_BENCH_RING_QUEUE_H
 #define WEIR_BENCH_RING_QUEUE_H
