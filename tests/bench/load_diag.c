@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a server really read and wrote. In a slice of `sink` or `source` the sockets' buffers, megabytes for each
+ * connection, fill or empty faster than the server works: who counts at the load's end counts the kernel's buffers,
+ * and finds all servers equally fast. The kernel tells (sock_diag) what came to each of the server's sockets, what of
+ * it is unread, and what was written to it: the sum is what passed through the server's calls.
+ */
+#include "load.h"
+
+#include <arpa/inet.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { ESTABLISHED = 1 }; /* TCP_ESTABLISHED, of a header that excludes linux/tcp.h */
+
+static bool ask(int fd, uint16_t port) {
+    struct {
+        struct nlmsghdr header;
+        struct inet_diag_req_v2 request;
+    } message = {
+        .header = { .nlmsg_len = sizeof message,
+                    .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+                    .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP },
+        .request = { .sdiag_family = AF_INET,
+                     .sdiag_protocol = IPPROTO_TCP,
+                     .idiag_ext = 1 << (INET_DIAG_INFO - 1),
+                     .idiag_states = 1U << ESTABLISHED,
+                     .id.idiag_sport = htons(port) },
+    };
+    return send(fd, &message, sizeof message, 0) == (ssize_t)sizeof message;
+}
+
+static void add(const struct nlmsghdr *header, uint64_t *read_bytes, uint64_t *written_bytes) {
+    const struct inet_diag_msg *socket = NLMSG_DATA(header);
+    int left = (int)(header->nlmsg_len - NLMSG_LENGTH(sizeof *socket));
+    const struct rtattr *attribute = (const struct rtattr *)(const void *)(socket + 1);
+    for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+        if (attribute->rta_type != INET_DIAG_INFO)
+            continue;
+        struct tcp_info info = { 0 };
+        size_t size = RTA_PAYLOAD(attribute);
+        memcpy(&info, RTA_DATA(attribute), size < sizeof info ? size : sizeof info);
+        *read_bytes += info.tcpi_bytes_received - socket->idiag_rqueue;
+        *written_bytes += info.tcpi_bytes_acked + socket->idiag_wqueue;
+    }
+}
+
+/* One datagram of the answer: 1 if there are more, 0 at the end, -1 if it is none. */
+static int take(int fd, uint64_t *read_bytes, uint64_t *written_bytes) {
+    static _Alignas(struct nlmsghdr) uint8_t data[64 * 1024];
+    ssize_t size = recv(fd, data, sizeof data, 0);
+    if (size <= 0)
+        return -1;
+    unsigned left = (unsigned)size;
+    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)data;
+    for (; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
+        if (header->nlmsg_type == NLMSG_DONE)
+            return 0;
+        if (header->nlmsg_type == NLMSG_ERROR)
+            return -1;
+        add(header, read_bytes, written_bytes);
+    }
+    return 1;
+}
+
+bool load_passed(uint16_t port, uint64_t *read_bytes, uint64_t *written_bytes) {
+    *read_bytes = *written_bytes = 0;
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+    if (fd < 0)
+        return false;
+    int more = ask(fd, port) ? 1 : -1;
+    while (more > 0)
+        more = take(fd, read_bytes, written_bytes);
+    close(fd);
+    return more == 0;
+}
