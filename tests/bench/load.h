@@ -55,7 +55,7 @@ struct load;
 /* One of the ways to put load on a server. Between start and stop it is called for each completion and at the end
  * of each turn; after stop it gives no new work to the server, and is busy until the last one is back. */
 struct load_engine {
-    void (*start)(struct load *load, struct load_server *server);
+    void (*start)(struct load *load, const struct load_server *server);
     void (*complete)(struct load *load, struct io_uring_cqe *cqe);
     void (*flush)(struct load *load);
     void (*stop)(struct load *load);
@@ -68,7 +68,7 @@ struct load {
     const struct load_options *options;
     const struct load_engine *engine;
     struct load_ring ring;
-    struct load_server *server; /* whose turn it is */
+    const struct load_server *server; /* whose turn it is */
     bool stopping;
     unsigned busy; /* connections (slots) of this server that wait for something */
 
@@ -90,6 +90,8 @@ struct load {
     unsigned due_count;
 
     struct load_slot *slots;
+    unsigned *idle; /* the numbers of those that are to begin */
+    unsigned idle_count;
     uint64_t sequence; /* of churn's connections */
 };
 
@@ -102,9 +104,10 @@ extern const struct load_engine load_churn; /* load_churn.c */
 void load_churn_open(struct load *load);
 
 void load_slices(struct load *load); /* load_slice.c */
-void load_settle(struct load *load, const struct load_server *server);
-void load_held(struct load *load);                    /* load_held.c */
-void load_slow(const struct load_options *options);   /* load_slow.c */
+/* Until a server has worked off what it was given; the seconds that took. */
+double load_settle(const struct load_server *server);
+void load_held(struct load *load);                                              /* load_held.c */
+void load_slow(const struct load_options *options);                             /* load_slow.c */
 bool load_passed(uint16_t port, uint64_t *read_bytes, uint64_t *written_bytes); /* load_diag.c */
 
 /* load_common.c */

@@ -59,7 +59,7 @@ static void end(struct load *load, unsigned index) {
     if (load->recording)
         load_histogram_add(&load->latency_ns, load->now_ns - slot->began_ns);
     load->operations++;
-    slot->fd = -1;
+    load->idle[load->idle_count++] = index;
     load->busy--;
 }
 
@@ -97,23 +97,21 @@ static void complete(struct load *load, struct io_uring_cqe *cqe) {
         end(load, index);
 }
 
-/* Slots that ended in the turn begin anew; so they all do at the first. */
+/* Slots that ended in the turn begin anew. */
 static void flush(struct load *load) {
     struct sockaddr_in address = {
         .sin_family = AF_INET,
         .sin_port = htons(load->server->port),
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
     };
-    for (unsigned i = 0; i < load->options->connections && !load->stopping; i++) {
-        if (load->slots[i].fd >= 0)
-            continue;
-        begin(load, i, &address);
+    while (load->idle_count > 0 && !load->stopping) {
+        begin(load, load->idle[--load->idle_count], &address);
         load->busy++;
     }
     load_ring_submit(&load->ring); /* which has copied the address */
 }
 
-static void start(struct load *load, struct load_server *server) {
+static void start(struct load *load, const struct load_server *server) {
     load->server = server;
     load->stopping = false;
 }
@@ -124,8 +122,10 @@ static void stop(struct load *load) {
 
 void load_churn_open(struct load *load) {
     load->slots = load_allocate(load->options->connections, sizeof *load->slots);
+    load->idle = load_allocate(load->options->connections, sizeof *load->idle);
+    load->idle_count = load->options->connections;
     for (unsigned i = 0; i < load->options->connections; i++) {
-        load->slots[i].fd = -1;
+        load->idle[i] = i;
         if (load->options->verify)
             load->slots[i].copy = load_allocate(1, load->options->size);
     }

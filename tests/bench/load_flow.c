@@ -20,7 +20,7 @@
 enum { OPENING_MAX = 128, COPY_MAX = 256 * 1024 };
 
 struct load_connection {
-    struct load_server *server;
+    const struct load_server *server;
     unsigned index; /* also of its registered file */
     int fd;
     uint64_t sent;
@@ -105,8 +105,7 @@ void load_flow_open(struct load *load) {
     while (load->connected < load->connection_count) {
         for (; load->busy < OPENING_MAX && next < load->connection_count; next++) {
             prepare(load, next);
-            load->server = load->connections[next].server = load->server + next / options->connections;
-            load->server = (struct load_server *)options->servers;
+            load->server = load->connections[next].server = &options->servers[next / options->connections];
             begin_connect(load, &load->connections[next]);
         }
         load_turn(load, load->now_ns + UINT64_C(500000000));
@@ -288,7 +287,7 @@ static void cancel(struct load *load, struct load_connection *connection) {
     io_uring_sqe_set_data64(sqe, load_tag(connection->index, LOAD_CANCEL));
 }
 
-static void start(struct load *load, struct load_server *server) {
+static void start(struct load *load, const struct load_server *server) {
     load->server = server;
     load->stopping = false;
     for (unsigned i = 0; i < load->options->connections; i++) {
@@ -306,8 +305,17 @@ static void start(struct load *load, struct load_server *server) {
     }
 }
 
+/* What was to begin at the turn's end does not begin; of what has begun the rest is sent. */
 static void stop(struct load *load) {
     load->stopping = true;
+    for (unsigned i = 0; i < load->due_count; i++) {
+        struct load_connection *connection = load->due[i];
+        connection->due = 0;
+        if (load->options->workload == LOAD_SINK)
+            connection->unsent = 0;
+        if (connection->in_flight == 0 && connection->unsent == 0)
+            wait_for(load, connection, false);
+    }
     if (load->options->workload != LOAD_SOURCE)
         return;
     for (unsigned i = 0; i < load->options->connections; i++)
