@@ -186,9 +186,10 @@ static void raise_files(uint64_t files) {
 }
 
 static void prepare(struct load *load, const struct load_options *options) {
-    uint64_t files = (uint64_t)options->connections * options->server_count;
-    /* Of churn's connections each may be closing while its successor opens. */
-    raise_files(files * (options->workload == LOAD_CHURN ? 2 : 1) + 64);
+    /* Of churn's connections each may be closing while its successor opens, and they are to one server at a time. */
+    uint64_t files =
+        (uint64_t)options->connections * (options->workload == LOAD_CHURN ? 2 : options->server_count);
+    raise_files(files + 64);
     load->options = options;
     uint64_t sent = (uint64_t)options->size * options->depth;
     load->pattern_size = sent < PATTERN_MIN ? PATTERN_MIN : sent > SIZE_MAX_BYTES ? SIZE_MAX_BYTES : (size_t)sent;

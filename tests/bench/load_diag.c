@@ -38,14 +38,19 @@ static bool ask(int fd, uint16_t port) {
 
 static void add(const struct nlmsghdr *header, uint64_t *read_bytes, uint64_t *written_bytes) {
     const struct inet_diag_msg *socket = NLMSG_DATA(header);
-    int left = (int)(header->nlmsg_len - NLMSG_LENGTH(sizeof *socket));
-    const struct rtattr *attribute = (const struct rtattr *)(const void *)(socket + 1);
-    for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+    const uint8_t *end = (const uint8_t *)header + header->nlmsg_len;
+    const uint8_t *at = (const uint8_t *)(socket + 1);
+    while ((size_t)(end - at) >= sizeof(struct rtattr)) {
+        const struct rtattr *attribute = (const void *)at;
+        if (attribute->rta_len < sizeof *attribute || attribute->rta_len > end - at)
+            break;
+        at += RTA_ALIGN(attribute->rta_len) < (size_t)(end - at) ? RTA_ALIGN(attribute->rta_len)
+                                                                 : (size_t)(end - at);
         if (attribute->rta_type != INET_DIAG_INFO)
             continue;
         struct tcp_info info = { 0 };
-        size_t size = RTA_PAYLOAD(attribute);
-        memcpy(&info, RTA_DATA(attribute), size < sizeof info ? size : sizeof info);
+        size_t size = attribute->rta_len - RTA_LENGTH(0);
+        memcpy(&info, (const uint8_t *)attribute + RTA_LENGTH(0), size < sizeof info ? size : sizeof info);
         *read_bytes += info.tcpi_bytes_received - socket->idiag_rqueue;
         *written_bytes += info.tcpi_bytes_acked + socket->idiag_wqueue;
     }
@@ -57,14 +62,15 @@ static int take(int fd, uint64_t *read_bytes, uint64_t *written_bytes) {
     ssize_t size = recv(fd, data, sizeof data, 0);
     if (size <= 0)
         return -1;
-    unsigned left = (unsigned)size;
-    const struct nlmsghdr *header = (const struct nlmsghdr *)(const void *)data;
-    for (; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
+    for (size_t at = 0, left = (size_t)size; left >= sizeof(struct nlmsghdr);) {
+        const struct nlmsghdr *header = (const void *)(data + at);
         if (header->nlmsg_type == NLMSG_DONE)
             return 0;
-        if (header->nlmsg_type == NLMSG_ERROR)
+        if (header->nlmsg_type == NLMSG_ERROR || header->nlmsg_len < sizeof *header || header->nlmsg_len > left)
             return -1;
         add(header, read_bytes, written_bytes);
+        size_t step = NLMSG_ALIGN(header->nlmsg_len) < left ? NLMSG_ALIGN(header->nlmsg_len) : left;
+        at += step, left -= step;
     }
     return 1;
 }
