@@ -106,12 +106,20 @@ void load_churn_open(struct load *load);
 void load_slices(struct load *load); /* load_slice.c */
 /* Until a server has worked off what it was given; the seconds that took. */
 double load_settle(const struct load_server *server);
-void load_held(struct load *load);                                              /* load_held.c */
-void load_slow(const struct load_options *options);                             /* load_slow.c */
-bool load_passed(uint16_t port, uint64_t *read_bytes, uint64_t *written_bytes); /* load_diag.c */
+void load_held(struct load *load);                  /* load_held.c */
+void load_slow(const struct load_options *options); /* load_slow.c */
+
+/* What went through a server's calls on all its connections (load_diag.c). */
+struct load_passed {
+    unsigned connections;
+    uint64_t read_bytes;
+    uint64_t written_bytes;
+};
+bool load_ask_passed(uint16_t port, struct load_passed *passed);
 
 /* load_common.c */
 uint64_t load_now_ns(clockid_t clock);
+uint64_t load_server_cpu_ns(const struct load_server *server);
 /* Says on stderr what is wrong with the server, or with the load if it is NULL, and ends. */
 _Noreturn void load_fail(const struct load_server *server, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -19,6 +19,14 @@ uint64_t load_now_ns(clockid_t clock) {
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
+/* A process that has ended has no clock. */
+uint64_t load_server_cpu_ns(const struct load_server *server) {
+    struct timespec now = { 0 };
+    if (clock_gettime(server->clock, &now) < 0)
+        load_fail(server, "process %d has ended", (int)server->pid);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
 void load_fail(const struct load_server *server, const char *format, ...) {
     fflush(stdout);
     fprintf(stderr, "load: %s%s", server != NULL ? server->name : "", server != NULL ? ": " : "");

@@ -36,7 +36,7 @@ static bool ask(int fd, uint16_t port) {
     return send(fd, &message, sizeof message, 0) == (ssize_t)sizeof message;
 }
 
-static void add(const struct nlmsghdr *header, uint64_t *read_bytes, uint64_t *written_bytes) {
+static void add(const struct nlmsghdr *header, struct load_passed *passed) {
     const struct inet_diag_msg *socket = NLMSG_DATA(header);
     const uint8_t *end = (const uint8_t *)header + header->nlmsg_len;
     const uint8_t *at = (const uint8_t *)(socket + 1);
@@ -51,13 +51,14 @@ static void add(const struct nlmsghdr *header, uint64_t *read_bytes, uint64_t *w
         struct tcp_info info = { 0 };
         size_t size = attribute->rta_len - RTA_LENGTH(0);
         memcpy(&info, (const uint8_t *)attribute + RTA_LENGTH(0), size < sizeof info ? size : sizeof info);
-        *read_bytes += info.tcpi_bytes_received - socket->idiag_rqueue;
-        *written_bytes += info.tcpi_bytes_acked + socket->idiag_wqueue;
+        passed->connections++;
+        passed->read_bytes += info.tcpi_bytes_received - socket->idiag_rqueue;
+        passed->written_bytes += info.tcpi_bytes_acked + socket->idiag_wqueue;
     }
 }
 
 /* One datagram of the answer: 1 if there are more, 0 at the end, -1 if it is none. */
-static int take(int fd, uint64_t *read_bytes, uint64_t *written_bytes) {
+static int take(int fd, struct load_passed *passed) {
     static _Alignas(struct nlmsghdr) uint8_t data[64 * 1024];
     ssize_t size = recv(fd, data, sizeof data, 0);
     if (size <= 0)
@@ -68,21 +69,21 @@ static int take(int fd, uint64_t *read_bytes, uint64_t *written_bytes) {
             return 0;
         if (header->nlmsg_type == NLMSG_ERROR || header->nlmsg_len < sizeof *header || header->nlmsg_len > left)
             return -1;
-        add(header, read_bytes, written_bytes);
+        add(header, passed);
         size_t step = NLMSG_ALIGN(header->nlmsg_len) < left ? NLMSG_ALIGN(header->nlmsg_len) : left;
         at += step, left -= step;
     }
     return 1;
 }
 
-bool load_passed(uint16_t port, uint64_t *read_bytes, uint64_t *written_bytes) {
-    *read_bytes = *written_bytes = 0;
+bool load_ask_passed(uint16_t port, struct load_passed *passed) {
+    *passed = (struct load_passed){ 0 };
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
     if (fd < 0)
         return false;
     int more = ask(fd, port) ? 1 : -1;
     while (more > 0)
-        more = take(fd, read_bytes, written_bytes);
+        more = take(fd, passed);
     close(fd);
     return more == 0;
 }

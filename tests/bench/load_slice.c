@@ -26,11 +26,11 @@ double load_settle(const struct load_server *server) {
     uint64_t start_ns = load_now_ns(CLOCK_MONOTONIC);
     uint64_t now_ns = start_ns;
     uint64_t busy_ns = start_ns; /* when it last was seen to have worked */
-    uint64_t cpu_ns = load_now_ns(server->clock);
+    uint64_t cpu_ns = load_server_cpu_ns(server);
     while (now_ns - busy_ns < QUIET_NS && now_ns - start_ns < SETTLE_MAX_NS) {
         usleep(250);
         now_ns = load_now_ns(CLOCK_MONOTONIC);
-        uint64_t seen_ns = load_now_ns(server->clock);
+        uint64_t seen_ns = load_server_cpu_ns(server);
         if (seen_ns != cpu_ns)
             busy_ns = now_ns;
         cpu_ns = seen_ns;
@@ -38,17 +38,39 @@ double load_settle(const struct load_server *server) {
     return (double)(busy_ns - start_ns) / 1e9;
 }
 
+static bool is_counted_by_the_kernel(const struct load_options *options) {
+    return options->workload == LOAD_SINK || options->workload == LOAD_SOURCE;
+}
+
+static struct load_passed ask_passed(const struct load_server *server) {
+    struct load_passed passed;
+    if (!load_ask_passed(server->port, &passed))
+        load_fail(NULL, "the kernel does not tell of sockets (CONFIG_INET_DIAG)");
+    return passed;
+}
+
+/* Those of a load before this one may not all be gone. */
+static void await_own_connections(const struct load_options *options, const struct load_server *server) {
+    uint64_t end_ns = load_now_ns(CLOCK_MONOTONIC) + UINT64_C(10000000000);
+    struct load_passed passed = ask_passed(server);
+    while (passed.connections != options->connections && load_now_ns(CLOCK_MONOTONIC) < end_ns) {
+        usleep(5000);
+        passed = ask_passed(server);
+    }
+    if (passed.connections != options->connections)
+        load_fail(server, "has %u connections instead of %u", passed.connections, options->connections);
+}
+
 static struct snapshot look(struct load *load) {
     const struct load_options *options = load->options;
-    uint64_t read_bytes = 0;
-    uint64_t written_bytes = 0;
     struct snapshot snapshot = { .operations = load->operations, .bytes = load->bytes };
-    if (options->workload == LOAD_SINK || options->workload == LOAD_SOURCE) {
-        if (!load_passed(load->server->port, &read_bytes, &written_bytes))
-            load_fail(NULL, "the kernel does not tell of sockets (CONFIG_INET_DIAG)");
-        snapshot.bytes = options->workload == LOAD_SINK ? read_bytes : written_bytes;
+    if (is_counted_by_the_kernel(options)) {
+        struct load_passed passed = ask_passed(load->server);
+        if (passed.connections != options->connections)
+            load_fail(load->server, "has %u connections left of %u", passed.connections, options->connections);
+        snapshot.bytes = options->workload == LOAD_SINK ? passed.read_bytes : passed.written_bytes;
     }
-    snapshot.server_cpu_ns = load_now_ns(load->server->clock);
+    snapshot.server_cpu_ns = load_server_cpu_ns(load->server);
     snapshot.load_cpu_ns = load_now_ns(CLOCK_PROCESS_CPUTIME_ID);
     snapshot.ns = load_now_ns(CLOCK_MONOTONIC);
     return snapshot;
@@ -83,7 +105,7 @@ static void print(const struct load *load, unsigned round, const struct snapshot
     const struct load_options *options = load->options;
     uint64_t bytes = to->bytes - from->bytes;
     uint64_t operations = to->operations - from->operations;
-    if (options->workload == LOAD_SINK || options->workload == LOAD_SOURCE)
+    if (is_counted_by_the_kernel(options))
         operations = bytes / options->size;
     printf("{\"slice\": {\"round\": %u, \"server\": \"%s\", \"seconds\": %.6f, \"operations\": %llu, \"bytes\": "
            "%llu, "
@@ -119,6 +141,8 @@ void load_slices(struct load *load) {
     uint64_t random = options->seed;
     for (unsigned i = 0; i < options->server_count; i++) {
         order[i] = i;
+        if (is_counted_by_the_kernel(options))
+            await_own_connections(options, &options->servers[i]);
         load_settle(&options->servers[i]);
     }
     for (unsigned round = 0; round < options->rounds; round++) {
