@@ -235,7 +235,5 @@ int main(int argc, char **argv) {
         load_held(&load);
     else
         load_slices(&load);
-    if (options.workload != LOAD_CHURN)
-        load_flow_close(&load);
     return 0;
 }

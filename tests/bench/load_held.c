@@ -49,6 +49,5 @@ void load_held(struct load *load) {
         say(load, burst ? "burst" : "sent");
     }
     load_flow_close(load);
-    load->connection_count = 0; /* and is not closed again */
     say(load, "closed");
 }

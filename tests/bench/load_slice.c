@@ -155,6 +155,8 @@ void load_slices(struct load *load) {
         for (unsigned i = 0; i < options->server_count; i++)
             slice(load, round, &options->servers[order[i]]);
     }
+    if (load->connections != NULL)
+        load_flow_close(load);
     printf("{\"done\": {\"rounds\": %u, \"verified_bytes\": %llu}}\n", options->rounds,
            (unsigned long long)load->verified_bytes);
     fflush(stdout);
