@@ -62,6 +62,7 @@ struct load_engine {
 };
 
 struct load_connection;
+struct sockaddr_in;
 struct load_slot;
 
 struct load {
@@ -99,6 +100,7 @@ extern const struct load_engine load_flow; /* load_flow.c */
 void load_flow_open(struct load *load);
 void load_flow_send(struct load *load, unsigned index, size_t bytes);
 void load_flow_close(struct load *load);
+const struct sockaddr_in *load_flow_local(const struct load *load, unsigned index);
 
 extern const struct load_engine load_churn; /* load_churn.c */
 void load_churn_open(struct load *load);
@@ -109,13 +111,12 @@ double load_settle(const struct load_server *server);
 void load_held(struct load *load);                  /* load_held.c */
 void load_slow(const struct load_options *options); /* load_slow.c */
 
-/* What went through a server's calls on all its connections (load_diag.c). */
+/* What went through a server's calls on all connections, since each began (load_diag.c). */
 struct load_passed {
-    unsigned connections;
     uint64_t read_bytes;
     uint64_t written_bytes;
 };
-bool load_ask_passed(uint16_t port, struct load_passed *passed);
+struct load_passed load_ask_passed(const struct load *load);
 
 /* load_common.c */
 uint64_t load_now_ns(clockid_t clock);

@@ -23,6 +23,7 @@ struct load_connection {
     const struct load_server *server;
     unsigned index; /* also of its registered file */
     int fd;
+    struct sockaddr_in local;
     uint64_t sent;
     uint64_t received;
     size_t message;     /* the size of those that are in flight */
@@ -78,6 +79,9 @@ static void on_connected(struct load *load, struct load_connection *connection, 
         load_fail(connection->server, "no connection: %s", strerror(-result));
     load->busy--;
     load->connected++;
+    socklen_t size = sizeof connection->local;
+    if (getsockname(connection->fd, (struct sockaddr *)&connection->local, &size) < 0)
+        load_fail(NULL, "a socket's address: %s", strerror(errno));
     load->progress_ns = load->now_ns;
     if (load->options->workload != LOAD_SOURCE)
         receive(load, connection);
@@ -111,6 +115,10 @@ void load_flow_open(struct load *load) {
         load_turn(load, load->now_ns + UINT64_C(500000000));
         load_watch_silence(load);
     }
+}
+
+const struct sockaddr_in *load_flow_local(const struct load *load, unsigned index) {
+    return &load->connections[index].local;
 }
 
 /* ---- sending ---------------------------------------------------------------------------------------------- */

@@ -42,32 +42,11 @@ static bool is_counted_by_the_kernel(const struct load_options *options) {
     return options->workload == LOAD_SINK || options->workload == LOAD_SOURCE;
 }
 
-static struct load_passed ask_passed(const struct load_server *server) {
-    struct load_passed passed;
-    if (!load_ask_passed(server->port, &passed))
-        load_fail(NULL, "the kernel does not tell of sockets (CONFIG_INET_DIAG)");
-    return passed;
-}
-
-/* Those of a load before this one may not all be gone. */
-static void await_own_connections(const struct load_options *options, const struct load_server *server) {
-    uint64_t end_ns = load_now_ns(CLOCK_MONOTONIC) + UINT64_C(10000000000);
-    struct load_passed passed = ask_passed(server);
-    while (passed.connections != options->connections && load_now_ns(CLOCK_MONOTONIC) < end_ns) {
-        usleep(5000);
-        passed = ask_passed(server);
-    }
-    if (passed.connections != options->connections)
-        load_fail(server, "has %u connections instead of %u", passed.connections, options->connections);
-}
-
 static struct snapshot look(struct load *load) {
     const struct load_options *options = load->options;
     struct snapshot snapshot = { .operations = load->operations, .bytes = load->bytes };
     if (is_counted_by_the_kernel(options)) {
-        struct load_passed passed = ask_passed(load->server);
-        if (passed.connections != options->connections)
-            load_fail(load->server, "has %u connections left of %u", passed.connections, options->connections);
+        struct load_passed passed = load_ask_passed(load);
         snapshot.bytes = options->workload == LOAD_SINK ? passed.read_bytes : passed.written_bytes;
     }
     snapshot.server_cpu_ns = load_server_cpu_ns(load->server);
@@ -141,8 +120,6 @@ void load_slices(struct load *load) {
     uint64_t random = options->seed;
     for (unsigned i = 0; i < options->server_count; i++) {
         order[i] = i;
-        if (is_counted_by_the_kernel(options))
-            await_own_connections(options, &options->servers[i]);
         load_settle(&options->servers[i]);
     }
     for (unsigned round = 0; round < options->rounds; round++) {
