@@ -47,9 +47,9 @@ typedef struct server_options {
 /* What the source sends. */
 extern const uint8_t server_block[SERVER_WRITE_SIZE];
 
-/* Reads the command line, and sets the process up: it dies with its parent, may open as many files as it is allowed
- * at all, ignores SIGPIPE and ends by SIGTERM. variants: NULL-terminated, the first one is the default. Does not
- * return if the usage is wrong. */
+/* Reads the command line, and sets the process up: it dies with its parent, may open as many files as it is
+ * allowed at all, ignores SIGPIPE and ends by SIGTERM. variants: NULL-terminated, the first one is the default.
+ * Does not return if the usage is wrong. */
 void server_arguments(int argc, char **argv, const char *const *variants, server_options *ret);
 
 bool server_is_variant(const server_options *o, const char *name);
@@ -63,7 +63,7 @@ __attribute__((noreturn, format(printf, 1, 2))) void server_die(const char *form
 /* A non-blocking, listening socket, also if the port is free only after a moment. */
 int server_listen(const server_options *o);
 
-/* For a socket that was accepted (with SOCK_NONBLOCK, where that is wanted): sets TCP_NODELAY. Returns it. */
+/* For a socket that was accepted, with SOCK_NONBLOCK where that is wanted: sets TCP_NODELAY. Returns it. */
 int server_accepted(int fd);
 
 /* A non-blocking socket on its way to 127.0.0.1:port, with TCP_NODELAY; -1 and errno. */
