@@ -41,7 +41,7 @@ static void connection_free(struct ev_loop *loop, connection *c) {
 }
 
 static bool would_block(void) {
-    return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+    return errno == EAGAIN || errno == EINTR;
 }
 
 /* Returns how much the socket took, or frees c and returns -1. */

@@ -195,7 +195,8 @@ static void on_accept_error(struct evconnlistener *listener, void *userdata) {
 
 static void listen_buffered(void) {
     /* A backlog of 0: it listens already. */
-    struct evconnlistener *listener =
+    static struct evconnlistener *listener;
+    listener =
         evconnlistener_new(base, on_accept_buffered, NULL, LEV_OPT_CLOSE_ON_FREE, 0, server_listen(&options));
     evconnlistener_set_error_cb(allocated(listener), on_accept_error);
 }
@@ -226,7 +227,7 @@ static void connection_free(connection *c) {
 }
 
 static bool would_block(void) {
-    return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+    return errno == EAGAIN || errno == EINTR;
 }
 
 /* Returns how much the socket took, or frees c and returns -1. */
