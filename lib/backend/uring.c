@@ -256,7 +256,10 @@ static int open_rings(weir__uring *u, const weir_allocator *allocator, weir__tun
         int r = weir__uring_open_ring(allocator, &tuning, &u->ring, ret_setup_flags);
         if (r < 0)
             return r;
-        r = weir__uring_group_open(&u->group, u->ring, allocator);
+        /* The ring is disabled still (-EBADFD); but is the call allowed? There are filters that forget one of the three. */
+        r = weir__ring_enter(u->ring, 0, 0, 0);
+        if (r != -EPERM && r != -ENOSYS)
+            r = weir__uring_group_open(&u->group, u->ring, allocator);
         if (r >= 0)
             return 0;
         weir__ring_close(u->ring);

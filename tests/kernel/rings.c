@@ -89,7 +89,9 @@ int __wrap_io_uring_register_ring_fd(struct io_uring *ring) {
     return r;
 }
 
-static void entered(unsigned fd, unsigned flags) {
+static void entered(unsigned fd, unsigned flags, int result) {
+    if (result == -EBADFD)
+        return; /* whether the call is allowed, before the ring is enabled and has an index */
     bool is_index = (flags & IORING_ENTER_REGISTERED_RING) != 0;
     seen.enters++;
     seen.enters_by_index += is_index && fd < 16; /* of a thread's registered rings, which are so many */
@@ -97,14 +99,16 @@ static void entered(unsigned fd, unsigned flags) {
 }
 
 int __wrap_io_uring_enter(unsigned fd, unsigned submit, unsigned wait, unsigned flags, sigset_t *signals) {
-    entered(fd, flags);
-    return __real_io_uring_enter(fd, submit, wait, flags, signals);
+    int r = __real_io_uring_enter(fd, submit, wait, flags, signals);
+    entered(fd, flags, r);
+    return r;
 }
 
 int __wrap_io_uring_enter2(unsigned fd, unsigned submit, unsigned wait, unsigned flags, void *argument,
                            size_t size) {
-    entered(fd, flags);
-    return __real_io_uring_enter2(fd, submit, wait, flags, argument, size);
+    int r = __real_io_uring_enter2(fd, submit, wait, flags, argument, size);
+    entered(fd, flags, r);
+    return r;
 }
 
 /* ---- a loop that has received something -------------------------------------------------------------------- */

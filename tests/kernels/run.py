@@ -3,6 +3,7 @@
 """Boots Debian's cloud kernels under QEMU, without KVM, and runs weir's test programs on each.
 
     run.py --build DIRECTORY --mirror URI [--security URI] [--ci] [--only TEXT]... [--test REGEX]... [--jobs N] [--times N]
+           [--log FILE]
     run.py --self-test
 
 Each kernel boots with an initramfs that holds the tests of the suites unit, api, kernel and conformance, the libraries
@@ -11,7 +12,8 @@ ten times slower than a real one. A mode that a kernel cannot have is skipped, b
 (expected_mode): a kernel on which weir makes do with less than that has failed.
 
 --ci takes three of the kernels, and of the tests those of unit and conformance, in less than three minutes on two idle
-processors; --only takes kernels with TEXT in their name. Prints the failures, then a table, then one line:
+processors; --only takes kernels with TEXT in their name. --log writes what Meson would, for tests/tally.py. Prints the
+failures, then a table, then one line:
 
     kernels: ok kernels=N passed=N failed=0 skipped=N
 """
@@ -200,10 +202,14 @@ class Machine:
         self.name, self.package, self.is_ci, self.sysctls, self.run_as = name, package, is_ci, sysctls, run_as
         self.passed = self.failed = self.skipped = self.seconds = 0
         self.mode, self.release, self.reason, self.failures = "-", "", "", []
-        self.durations = {}
+        self.durations, self.log = {}, []
+
+    def note(self, name, result, output):
+        self.log.append({"name": f"{self.name} {name}", "result": result, "stdout": "\n".join(output)})
 
     def fail(self, name, output):
         self.failed += 1
+        self.note(name, "FAIL", [])
         self.failures.append((name, output[-TAIL:]))
 
     def boot(self, kernel, image, tests, jobs, scratch, logs):
@@ -240,6 +246,7 @@ class Machine:
                 self.fail(f"sysctl {rest}", [])
             elif word == "skip":
                 self.skipped += 1
+                self.note(rest, "SKIP", [])
                 unheard.discard(rest)
             elif word == "same":
                 unheard.discard(rest)
@@ -265,7 +272,8 @@ class Machine:
 
     def count(self, name, output, status):
         result = {0: "OK", 77: "SKIP", 137: "TIMEOUT"}.get(status, "FAIL")
-        passed, failed, skipped = tally.count({"result": result, "stdout": "\n".join(output)})
+        self.note(name, result, output)
+        passed, failed, skipped = tally.count(self.log[-1])
         self.passed += passed
         self.skipped += skipped
         if failed:
@@ -318,6 +326,9 @@ def self_test():
         machine = Machine(name, None, False, sysctls, "")
         machine.read(console, {"a"}, "ended")
         found = (machine.passed, machine.failed, machine.skipped)
+        logged = [tally.count(line) for line in machine.log]
+        if (sum(n for n, _, _ in logged), sum(len(n) for _, n, _ in logged), sum(n for _, _, n in logged)) != found:
+            found = "what is logged is not what is counted"
         wrong += found != wanted
         print(f"{'ok' if found == wanted else 'not ok'} {number} - {name}")
     print(f"1..{len(cases)}")
@@ -376,6 +387,7 @@ def main():
     parser.add_argument("--only", action="append")
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--test", action="append", help="a regular expression")
+    parser.add_argument("--log", type=pathlib.Path, help="a file to write, a line of JSON a test")
     parser.add_argument("--times", type=int, default=0, help="the slowest programs of each kernel")
     options = parser.parse_args()
     build = options.build.resolve()
@@ -415,6 +427,10 @@ def main():
         for machine in machines:
             slowest = sorted(machine.durations.items(), key=lambda item: -item[1])
             print(machine.name, "".join(f" {name} {seconds:.1f}" for name, seconds in slowest[: options.times]))
+    if options.log:
+        lines = [line for machine in ran for line in machine.log]
+        lines += [{"name": f"{name}: {why}", "result": "SKIP"} for name, why in missing]
+        options.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return table([machine for machine in machines if machine in ran], missing, sys.stdout)
 
 
