@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The benchmark's servers over Asio (standalone): async_read_some into a buffer of each connection, async_write from it,
- * and so on in turn, which is its own backpressure. As a good engineer would have it for one thread: an io_context that
- * does not lock, sockets of its executor's own type rather than of any executor's, and plain pointers to what lives
- * until its last operation has ended. Echo, sink, source and proxy; echo is a proxy to the same connection.
+ * The benchmark's servers over Asio (standalone): async_read_some into a buffer of each connection, async_write
+ * from it, and so on in turn, which is its own backpressure. As a good engineer would have it for one thread: an
+ * io_context that does not lock, sockets of its executor's own type rather than of any executor's, and plain
+ * pointers to what lives until its last operation has ended. Echo, sink, source and proxy; echo is a proxy to the
+ * same connection.
  */
 #define ASIO_STANDALONE
 #define ASIO_NO_DEPRECATED

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The benchmark's servers over libev: two watchers a connection, started and stopped as there is something to wait for;
- * recv into one buffer for all connections, so that it stays in the cache, send at once, and only what the socket did
- * not take is copied. While any of it waits, nothing is read. Echo, sink and source.
+ * The benchmark's servers over libev: two watchers a connection, started and stopped as there is something to wait
+ * for; recv into one buffer for all connections, so that it stays in the cache, send at once, and only what the
+ * socket did not take is copied. While any of it waits, nothing is read. Echo, sink and source.
  */
 #include "../server.h"
 

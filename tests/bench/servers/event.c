@@ -2,12 +2,13 @@
 /*
  * The benchmark's servers over libevent, in two variants:
  *
- *   bufferevent   as libevent's book and samples do it: what is read moves from an input evbuffer to an output evbuffer,
- *                 uncopied; while too much is in one, a low-water mark tells when there is room (as in le-proxy). Of the
- *                 sizes that a bufferevent reads at once, 2.1 has 4096 bytes, and no call to change that.
- *   raw           libevent as an event loop alone: an event for each direction of each descriptor, level-triggered,
- *                 recv into one buffer for all connections, so that it stays in the cache, send at once, and only what
- *                 the socket did not take is copied. While any of it waits, nothing is read.
+ *   bufferevent   as libevent's book and samples do it: what is read moves from an input evbuffer to an output
+ *                 evbuffer, uncopied; while too much is in one, a low-water mark tells when there is room (as in
+ *                 le-proxy). It reads at most 4096 bytes at once: 2.1 has no call to change that.
+ *   raw           libevent as an event loop alone: an event for each direction of each descriptor,
+ *                 level-triggered, recv into one buffer for all connections, so that it stays in the cache, send
+ *                 at once, and only what the socket did not take is copied. While any of it waits, nothing is
+ *                 read.
  *
  * Echo is a proxy whose other side is the same connection. The raw variant has no proxy.
  */
@@ -195,8 +196,7 @@ static void on_accept_error(struct evconnlistener *listener, void *userdata) {
 
 static void listen_buffered(void) {
     /* A backlog of 0: it listens already. */
-    static struct evconnlistener *listener;
-    listener =
+    struct evconnlistener *listener =
         evconnlistener_new(base, on_accept_buffered, NULL, LEV_OPT_CLOSE_ON_FREE, 0, server_listen(&options));
     evconnlistener_set_error_cb(allocated(listener), on_accept_error);
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// The benchmark's servers over Node's net module, as its documentation has it: what 'data' brings is written, a socket
-// whose write() says that enough is queued is not read from until 'drain'. Echo, sink, source and proxy.
+// The benchmark's servers over Node's net module, as its documentation has it: what 'data' brings is written, a
+// socket whose write() says that enough is queued is not read from until 'drain'. Echo, sink, source and proxy.
 //
 //   node node.js WORKLOAD PORT [--variant net] [--upstream PORT] [--connections N]
 //
-// It is one of several servers with the same contract (server.h); as Node cannot ask to be killed with its parent, it
-// ends when its standard input does.
+// It is one of several servers with the same contract (server.h); as Node cannot ask to be killed with its parent,
+// it ends when its standard input does.
 'use strict';
 
 const net = require('net');
@@ -43,7 +43,7 @@ function readArguments([workload, listening, ...rest]) {
             good = good && rest[i] === '--connections' && /^[1-9]\d*$/.test(rest[i + 1]);
     }
     if (!good || (workload === 'proxy' && options.upstream === 0))
-        end(USAGE, 'usage: node node.js echo|sink|source|proxy PORT [--variant net] [--upstream PORT] [--connections N]');
+        end(USAGE, 'usage: echo|sink|source|proxy PORT [--variant net] [--upstream PORT] [--connections N]');
     if (options.variant !== 'net')
         end(UNSUPPORTED, `no variant '${options.variant}'`);
     return options;

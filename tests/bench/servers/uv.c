@@ -2,12 +2,12 @@
 /*
  * The benchmark's servers over libuv, in two variants:
  *
- *   plain   as libuv's guide does it: alloc_cb allocates the size that libuv suggests, the write request is allocated
- *           with it, and the write's callback frees both. The one thing added is that reading stops while too much
- *           waits to be written.
+ *   plain   as libuv's guide does it: alloc_cb allocates the size that libuv suggests, the write request is
+ *           allocated with it, and the write's callback frees both. The one thing added is that reading stops
+ *           while too much waits to be written.
  *   tuned   what is left when each allocation and each turn that can be avoided is: one receive buffer for all
- *           connections, so that it stays in the cache; uv_try_write first; and only what the socket did not take is
- *           copied and left to uv_write.
+ *           connections, so that it stays in the cache; uv_try_write first; and only what the socket did not take
+ *           is copied and left to uv_write.
  *
  * Echo is a proxy whose other side is the same connection.
  */
@@ -270,8 +270,8 @@ static void on_rest_written(uv_write_t *request, int status) {
         write_tuned(p);
 }
 
-/* The last write of a turn is uv_write's also if the socket would take more: its callback comes in the next one, after
- * everybody else's turn. */
+/* The last write of a turn is uv_write's also if the socket would take more: its callback comes in the next one,
+ * after everybody else's turn. */
 static void write_tuned(peer *p) {
     uv_buf_t block = uv_buf_init((char *)server_block, sizeof server_block);
     size_t sent = 0;
