@@ -261,14 +261,14 @@ static weir__uring_frame *frame_take(weir__uring *u) {
 
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet) {
     weir__uring *u = weir__uring_of(backend);
-    struct iovec first;
+    const weir__range *first = queue->first;
     weir__uring_frame *f = NULL;
-    (void)weir__sendq_gather(queue, &first, 1, SEND_BYTES);
-    if (queue->count > 1 && first.iov_len < SEND_BYTES)
+    uint32_t size = (uint32_t)weir__min_u64(first->size, SEND_BYTES);
+    if (queue->count > 1 && size < SEND_BYTES)
         f = frame_take(u); /* none to be had: the first range alone is a send as well */
     if (f == NULL) {
-        weir__uring_start(u, op, WEIR__OP_SEND, fd, first.iov_base, (uint32_t)first.iov_len);
-        op->result = is_quiet && u->has_silence && first.iov_len == queue->bytes;
+        weir__uring_start(u, op, WEIR__OP_SEND, fd, first->data, size);
+        op->result = is_quiet && u->has_silence;
         return;
     }
     unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);
@@ -385,7 +385,24 @@ void weir__uring_look_again(weir__uring *u) {
     }
 }
 
-static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+static void bring(weir__uring *u, weir__op *op, const weir__completion *completion) {
+    u->base.stats.slices++;
+    u->base.stats.bytes_in += (uint64_t)completion->result;
+    op->complete(op, completion);
+}
+
+static bool may_have_missed_its_end(const weir__op *op, const weir__cqe *cqe) {
+    return (cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE;
+}
+
+/* What nearly always comes: bytes in a buffer of the group's, and more may follow. */
+static bool is_plain(const weir__uring *u, const weir__op *op, const weir__cqe *cqe) {
+    const uint32_t plain = IORING_CQE_F_MORE | IORING_CQE_F_BUFFER;
+    return cqe->res > 0 && (cqe->flags & plain) == plain && op->group == u->group.id &&
+           (op->size & WEIR__RECEIVE_LIMITED) == 0 && !u->is_mistrusted;
+}
+
+static void received_otherwise(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     weir__completion completion = { .result = cqe->res };
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0, is_lost = false;
     if (is_over)
@@ -437,19 +454,32 @@ static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
             is_over = false;
         }
     }
-    if (has_data) {
-        u->base.stats.slices++;
-        u->base.stats.bytes_in += (uint64_t)cqe->res;
-        op->complete(op, &completion);
-    }
+    if (has_data)
+        bring(u, op, &completion);
     bool is_reason =
         cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN && !is_refused; /* or it was cancelled */
     if (is_over)
         finish(u, op, has_data || !is_reason ? -ECANCELED : cqe->res);
     else if (is_spent)
         weir__uring_cancel(&u->base, op); /* the kernel should have stopped */
-    else if ((cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE)
+    else if (may_have_missed_its_end(op, cqe))
         doubt(u, op);
+}
+
+static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+    weir__completion completion = { .result = cqe->res };
+    if (WEIR__UNLIKELY(!is_plain(u, op, cqe))) {
+        received_otherwise(u, op, cqe);
+    } else if (WEIR__LIKELY(weir__pool_commit(u->group.pool, cqe->flags >> IORING_CQE_BUFFER_SHIFT,
+                                              (size_t)cqe->res, (cqe->flags & IORING_CQE_F_BUF_MORE) != 0,
+                                              &completion.slice) >= 0)) {
+        bring(u, op, &completion);
+        if (may_have_missed_its_end(op, cqe))
+            doubt(u, op);
+    } else {
+        mistrust(u);
+        weir__uring_cancel(&u->base, op);
+    }
 }
 
 /* A receive by poll: something has come, or the end. */

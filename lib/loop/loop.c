@@ -28,11 +28,6 @@ void weir__loop_remove(weir_loop *loop, weir__actor *actor) {
     weir__list_remove(&actor->member);
 }
 
-void weir__loop_mark(weir_loop *loop, weir__actor *actor) {
-    if (!weir__link_is_listed(&actor->marked) && weir__link_is_listed(&actor->member))
-        weir__list_append(&loop->marked, &actor->marked);
-}
-
 void weir__loop_keep(weir_loop *loop, weir__actor *actor) {
     weir__list_append(&loop->kept, &actor->marked); /* where it is, it cannot be marked any more */
 }
@@ -109,10 +104,6 @@ void weir__loop_close_fd(weir_loop *loop, int fd) {
 }
 
 /* ---- turns ------------------------------------------------------------------------------------------ */
-
-int64_t weir__loop_now(const weir_loop *loop) {
-    return loop->phase == WEIR__PHASE_RESTING ? weir__sys_now() : loop->now;
-}
 
 static bool has_work(const weir_loop *loop) {
     return !weir__list_is_empty(&loop->marked) || weir__loop_has_posts(loop) ||

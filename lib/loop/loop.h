@@ -150,11 +150,16 @@ bool weir__loop_is_idle(const weir_loop *loop);
 void weir__reason_copy(char *reason, size_t size, const char *text);
 
 /* What time is it? In a turn, the turn's. */
-int64_t weir__loop_now(const weir_loop *loop);
+static inline int64_t weir__loop_now(const weir_loop *loop) {
+    return loop->phase == WEIR__PHASE_RESTING ? weir__sys_now() : loop->now;
+}
 
 void weir__loop_add(weir_loop *loop, weir__actor *actor, const weir__actor_verbs *verbs);
 void weir__loop_remove(weir_loop *loop, weir__actor *actor);
-void weir__loop_mark(weir_loop *loop, weir__actor *actor);
+static inline void weir__loop_mark(weir_loop *loop, weir__actor *actor) {
+    if (!weir__link_is_listed(&actor->marked) && weir__link_is_listed(&actor->member))
+        weir__list_append(&loop->marked, &actor->marked);
+}
 /* It was removed by the loop's close, and its owner was not told: its memory stays until the last callback is over. */
 void weir__loop_keep(weir_loop *loop, weir__actor *actor);
 

@@ -174,17 +174,25 @@ unsigned weir__sendq_gather(const weir__sendq *queue, struct iovec *vectors, uns
     return count;
 }
 
-bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *ret_slice) {
-    weir__range *range = queue->first;
-    if (range == NULL)
-        return false;
-    queue->first = range->next;
+/* Its reference goes to the caller. */
+static weir_block *take_first(weir__sendq *queue, weir__range_cache *cache) {
+    weir__range *first = queue->first;
+    weir_block *owner = first->owner;
+    queue->first = first->next;
     if (queue->first == NULL)
         queue->last = NULL;
     queue->count--;
-    queue->bytes -= range->size;
-    *ret_slice = (weir_slice){ range->data, range->size, range->owner };
-    weir__range_give(cache, range);
+    queue->bytes -= first->size;
+    weir__range_give(cache, first);
+    return owner;
+}
+
+bool weir__sendq_take(weir__sendq *queue, weir__range_cache *cache, weir_slice *ret_slice) {
+    const weir__range *first = queue->first;
+    if (first == NULL)
+        return false;
+    *ret_slice = (weir_slice){ first->data, first->size, first->owner };
+    (void)take_first(queue, cache);
     return true;
 }
 
@@ -238,7 +246,6 @@ void weir__sendq_rewind(weir__sendq *queue, weir__range_cache *cache, const weir
 }
 
 void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes) {
-    weir_slice slice;
     while (bytes > 0) {
         weir__range *first = queue->first;
         WEIR__ASSERT(first != NULL);
@@ -249,8 +256,7 @@ void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t 
             return;
         }
         bytes -= first->size;
-        (void)weir__sendq_take(queue, cache, &slice);
-        weir__block_unref_by(slice.owner, cache->owner);
+        weir__block_unref_by(take_first(queue, cache), cache->owner);
     }
 }
 

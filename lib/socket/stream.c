@@ -49,10 +49,6 @@ static weir_stream *to_stream(weir__actor *actor) {
     return WEIR__CONTAINER(actor, weir_stream, actor);
 }
 
-void weir__stream_mark(weir_stream *stream) {
-    weir__loop_mark(stream->loop, &stream->actor);
-}
-
 int weir__stream_check(const weir_stream *stream) {
     if (WEIR__UNLIKELY(stream == NULL))
         return WEIR__MISTAKE(-EINVAL, "no stream");
@@ -224,11 +220,13 @@ static void settle_closing(weir_stream *stream) {
 
 static void settle(weir__actor *actor) {
     weir_stream *stream = to_stream(actor);
+    bool is_due = stream->is_due;
+    stream->is_due = false; /* what callbacks wish marks it anew */
     /* Callbacks may end the stream, which marks it: only what comes last here frees it. (Of an unstarted one a callback
      * could detach or close: those have none.) */
     if (!stream->has_failed)
         weir__stream_settle_output(stream);
-    if (weir__loop_is_lost(stream->loop))
+    if (weir__loop_is_lost(stream->loop) || (!is_due && !stream->has_failed))
         return;
     if (!stream->has_failed)
         weir__stream_settle_input(stream);

@@ -62,6 +62,7 @@ struct weir_stream {
     int unsent_bytes; /* what the kernel held of ours at sampled_at */
 
     bool is_tcp : 1;
+    bool is_due : 1; /* marked for more than its output */
     bool is_connected : 1;
     bool is_open_told : 1; /* on_open was called, or is not due */
     bool is_paused : 1;
@@ -95,7 +96,16 @@ void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settin
 
 /* End it without grace, unless that has been said already; the first reason counts. */
 void weir__stream_fail(weir_stream *stream, int reason, int error);
-void weir__stream_mark(weir_stream *stream);
+/* Settle it, all of it. */
+static inline void weir__stream_mark(weir_stream *stream) {
+    stream->is_due = true;
+    weir__loop_mark(stream->loop, &stream->actor);
+}
+
+/* Only bytes were queued: there is nothing else to settle. */
+static inline void weir__stream_mark_output(weir_stream *stream) {
+    weir__loop_mark(stream->loop, &stream->actor);
+}
 
 /* ---- stream_time.c ---------------------------------------------------------------------------------- */
 

@@ -58,14 +58,16 @@ void weir__stream_wrote(weir_stream *stream) {
         stream->queue_peak_bytes = stream->queue.bytes;
     if (may_go_now(stream)) {
         weir__stream_send_now(stream);
-        if (stream->queue.bytes == 0 && !stream->has_failed && stream->output_error == 0)
+        if (stream->has_failed || stream->output_error != 0)
+            weir__stream_mark(stream);
+        if (stream->queue.bytes == 0)
             return;
     }
     if (stream->pipe_from != NULL && !stream->is_pipe_full && weir__stream_is_full(stream))
         weir__pipe_filled(stream);
     if (weir__op_is_idle(&stream->out))
         weir__stream_time_write(stream); /* else a send is under way, and so is its time */
-    weir__stream_mark(stream);
+    weir__stream_mark_output(stream);
 }
 
 static int written(weir_stream *stream) {

@@ -411,7 +411,7 @@ static void close_of_an_idle_stream_waits_for_the_peers_end(void **state) {
  */
 static void close_waits_for_a_slow_reader_of_what_the_kernel_holds(void **state) {
     enum { SIZE = 400 << 10, SENDER = 128 << 10 };
-    const weir_stream_options options = { .size = sizeof options, .linger_timeout_ns = 200 * MS };
+    const weir_stream_options options = { .size = sizeof options, .linger_timeout_ns = 400 * MS };
     line l = { 0 };
     int fds[2];
     test_open(&l.f, NULL, NULL);
@@ -425,7 +425,7 @@ static void close_waits_for_a_slow_reader_of_what_the_kernel_holds(void **state)
     test_ok(weir_stream_close(l.s.stream));
     l.p.most = 4096;
     while (!peer_is_over(&l.p)) { /* for several timeouts */
-        test_sleep_ms(10);
+        test_sleep_ms(20);
         scribe_turns(&l.f, 1);
     }
     peer_expect_end(&l.p, SIZE);
