@@ -58,8 +58,6 @@ void weir__stream_wrote(weir_stream *stream) {
         stream->queue_peak_bytes = stream->queue.bytes;
     if (may_go_now(stream)) {
         weir__stream_send_now(stream);
-        if (stream->has_failed || stream->output_error != 0)
-            weir__stream_mark(stream);
         if (stream->queue.bytes == 0)
             return;
     }
