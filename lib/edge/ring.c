@@ -120,6 +120,16 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+bool weir__ring_has_cqe(const weir__ring *ring) {
+    const struct io_uring_cq *cq = &ring->uring.cq;
+    return *cq->khead != io_uring_smp_load_acquire(cq->ktail);
+}
+
+bool weir__ring_has_sqe(const weir__ring *ring) {
+    const struct io_uring_sq *sq = &ring->uring.sq;
+    return sq->sqe_tail != io_uring_smp_load_acquire(sq->khead);
+}
+
 uint32_t weir__ring_flags(const weir__ring *ring) {
     return IO_URING_READ_ONCE(*ring->uring.sq.kflags);
 }
