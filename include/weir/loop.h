@@ -19,6 +19,14 @@ enum weir_backend {
     WEIR_BACKEND_EPOLL = 3              /* no io_uring call is made */
 };
 
+/* Before it sleeps, a loop may look out for what comes next: what comes then is answered some microseconds sooner, and the
+ * core is busy meanwhile. Only at the beginning of a silence: a loop that is idle sleeps. */
+enum weir_busy_poll {
+    WEIR_BUSY_POLL_OFF = 0,
+    WEIR_BUSY_POLL_ADAPTIVE = 1, /* while gaps have lately been short enough for it to pay */
+    WEIR_BUSY_POLL_FIXED = 2     /* each time, whatever comes */
+};
+
 enum weir_loop_flags {
     WEIR_LOOP_KEEP_RUNNING = 1 /* run returns only on stop, not when nothing is open (workers fed by post) */
 };
@@ -34,15 +42,18 @@ typedef struct weir_allocator {
 } weir_allocator;
 
 typedef struct weir_loop_options {
-    size_t size;                     /* sizeof(weir_loop_options) */
-    uint32_t backend;                /* enum weir_backend; not AUTO: exactly that, or the error */
-    uint32_t flags;                  /* WEIR_LOOP_* */
-    const weir_pool_options *pool;   /* of the loop's own pool */
-    const weir_allocator *allocator; /* default: mimalloc or libc, as built */
-    uint32_t max_streams;            /* at this number listeners rest and dial says -EUSERS; default 1,000,000 */
-    uint32_t max_turn_events;        /* events between two looks at the kernel; default 1024 */
-    char *reason;                    /* out: on failure a sentence that says why */
-    size_t reason_size;              /* WEIR_REASON_SIZE is enough */
+    size_t size;                      /* sizeof(weir_loop_options) */
+    uint32_t backend;                 /* enum weir_backend; not AUTO: exactly that, or the error */
+    uint32_t flags;                   /* WEIR_LOOP_* */
+    const weir_pool_options *pool;    /* of the loop's own pool */
+    const weir_allocator *allocator;  /* default: mimalloc or libc, as built */
+    uint32_t max_streams;             /* at this number listeners rest and dial says -EUSERS; default 1,000,000 */
+    uint32_t max_turn_events;         /* events between two looks at the kernel; default 1024 */
+    uint32_t busy_poll;               /* enum weir_busy_poll; default off */
+    uint32_t busy_poll_share_percent; /* of a core, in any 100 ms, is spun at most; default 50; FIXED: 100 */
+    int64_t busy_poll_ns;             /* to spin once there is nothing to do, 10 ms at most; default 50 us */
+    char *reason;                     /* out: on failure a sentence that says why */
+    size_t reason_size;               /* WEIR_REASON_SIZE is enough */
 } weir_loop_options;
 
 typedef struct weir_loop_info {
@@ -72,6 +83,9 @@ typedef struct weir_loop_stats {
     uint64_t accept_stalls; /* times accepting rested for want of descriptors */
     uint64_t posts;         /* run */
     uint64_t wakes;         /* system calls made to wake this loop */
+    uint64_t spins;         /* times it looked out before it would have slept */
+    uint64_t spins_paid;    /* and something came */
+    uint64_t spun_ns;       /* in all */
     uint32_t streams_open;  /* also unstarted and closing ones */
     uint32_t streams_unstarted;
     uint32_t listeners_open;

@@ -120,6 +120,9 @@ typedef struct weir__backend_verbs {
     /* Hand over what was started, publish buffers, sleep until something completes, a wake, or @timeout_ns. 0;
      * -errno: the kernel cannot now, and nothing is lost. */
     int (*wait)(weir__backend *backend, int64_t timeout_ns);
+    /* As wait, but never sleep, and make no system call unless there is something to hand over or to fetch. 1: dispatch, and
+     * do not wait; 0: nothing has come; -errno. */
+    int (*look)(weir__backend *backend);
     /* Deliver up to @max completions. Return: how many it looked at. */
     unsigned (*dispatch)(weir__backend *backend, unsigned max);
     /* Completions that need no kernel are waiting: do not sleep. */

@@ -38,6 +38,13 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
     return count < 0 && count != -EINTR ? count : 0;
 }
 
+/* It has to ask, so this is a system call each time. */
+static int look(weir__backend *backend) {
+    weir__epoll *e = weir__epoll_of(backend);
+    int r = wait_for(backend, 0);
+    return r < 0 ? r : has_ready(e) || may_serve(e);
+}
+
 static bool is_lost(const weir__epoll *e) {
     return weir__fork_is_child(weir__pool_generation(e->pool));
 }
@@ -155,6 +162,7 @@ static const weir__backend_verbs verbs = {
     .forget = forget,
     .is_starved = weir__epoll_is_starved,
     .wait = wait_for,
+    .look = look,
     .dispatch = dispatch,
     .is_ready = is_ready,
     .is_quiet = is_quiet,

@@ -64,16 +64,16 @@ static bool has_overflown(const weir__uring *u) {
     return (weir__ring_flags(u->ring) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
-static int wait_for(weir__backend *backend, int64_t timeout_ns) {
-    weir__uring *u = weir__uring_of(backend);
+/* Prepare all that the kernel is to know of. 1: enter, and wait for *timeout_ns at most; 0: that was it; -errno. */
+static int prepare(weir__uring *u, int64_t *timeout_ns) {
     int r = 0;
     if (WEIR__UNLIKELY(u->is_mistrusted)) {
         r = weir__uring_group_condemn(&u->group, u->ring, u->allocator);
         if (r < 0)
             return r; /* tried again by the next wait */
         u->is_mistrusted = false;
-        backend->mode = WEIR_BACKEND_URING_CLASSIC;
-        backend->demoted = "completions and buffers disagreed, so classic rings took the incremental ones' place";
+        u->base.mode = WEIR_BACKEND_URING_CLASSIC;
+        u->base.demoted = "completions and buffers disagreed, so classic rings took the incremental ones' place";
     }
     weir__pool_collect(u->group.pool);
     weir__uring_group_refill(&u->group);
@@ -87,13 +87,33 @@ static int wait_for(weir__backend *backend, int64_t timeout_ns) {
         weir__uring_submit_waiting(u);
     }
     if (!weir__list_is_empty(&u->waiting))
-        timeout_ns = 0;
+        *timeout_ns = 0;
     if (!weir__list_is_empty(&u->finished))
-        timeout_ns = 0; /* something ended just now, without the kernel */
+        *timeout_ns = 0; /* something ended just now, without the kernel */
     if (has_waiting || may_serve(u))
-        timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
-    r = enter(u, timeout_ns != 0, timeout_ns);
+        *timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
+    return 1;
+}
+
+static int wait_for(weir__backend *backend, int64_t timeout_ns) {
+    weir__uring *u = weir__uring_of(backend);
+    int r = prepare(u, &timeout_ns);
+    if (r > 0)
+        r = enter(u, timeout_ns != 0, timeout_ns);
     return r < 0 ? r : 0;
+}
+
+/* The kernel says in the ring when it has work to do for us, or completions that had no room. */
+static int look(weir__backend *backend) {
+    const uint32_t to_fetch = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
+    weir__uring *u = weir__uring_of(backend);
+    int64_t timeout_ns = WEIR_NEVER; /* 0: the coming dispatch has something to do */
+    int r = prepare(u, &timeout_ns);
+    if (r <= 0)
+        return r < 0 ? r : 1;
+    if (timeout_ns == 0 || weir__ring_unsubmitted(u->ring) > 0 || (weir__ring_flags(u->ring) & to_fetch) != 0)
+        r = enter(u, 0, 0);
+    return r < 0 ? r : timeout_ns == 0 || weir__ring_has_cqe(u->ring);
 }
 
 /* Every completion has been taken: is the kernel where we think it is? */
@@ -246,6 +266,7 @@ static const weir__backend_verbs verbs = {
     .forget = forget,
     .is_starved = weir__uring_is_starved,
     .wait = wait_for,
+    .look = look,
     .dispatch = dispatch,
     .is_ready = is_ready,
     .is_quiet = is_quiet,

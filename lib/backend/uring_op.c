@@ -268,7 +268,7 @@ void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__
         f = frame_take(u); /* none to be had: the first range alone is a send as well */
     if (f == NULL) {
         weir__uring_start(u, op, WEIR__OP_SEND, fd, first->data, size);
-        op->result = is_quiet && u->has_silence;
+        op->result = is_quiet && u->has_silence && size == queue->bytes;
         return;
     }
     unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);

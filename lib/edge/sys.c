@@ -256,6 +256,16 @@ void weir__sys_yield(void) {
     sched_yield();
 }
 
+void weir__sys_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* yield, which is meant for this, is next to nothing on most */
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
 uint32_t weir__sys_kernel_version(void) {
     struct utsname name;
     unsigned major = 0, minor = 0, patch = 0;

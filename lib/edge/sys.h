@@ -66,7 +66,8 @@ void weir__sys_unmap(void *memory, size_t size);
 size_t weir__sys_page_bytes(void);
 int64_t weir__sys_now(void); /* CLOCK_MONOTONIC, ns */
 void weir__sys_yield(void);
-uint32_t weir__sys_kernel_version(void);             /* major << 16 | minor << 8 | patch, at most 255 */
+void weir__sys_pause(void);              /* a moment, some ten to a hundred ns, without a system call */
+uint32_t weir__sys_kernel_version(void); /* major << 16 | minor << 8 | patch, at most 255 */
 const char *weir__sys_environment(const char *name); /* NULL, too, in a program with more rights than its user */
 uintptr_t weir__sys_thread(void);                    /* a number for the calling thread, never 0 */
 

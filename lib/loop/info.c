@@ -79,6 +79,9 @@ WEIR_API int weir_loop_get_stats(const weir_loop *loop, weir_loop_stats *stats) 
     stats->accept_stalls = loop->accept_stalls;
     stats->posts = loop->posts_run;
     stats->wakes = atomic_load(&loop->waker->wakes);
+    stats->spins = loop->spin.spins;
+    stats->spins_paid = loop->spin.spins_paid;
+    stats->spun_ns = loop->spin.spun_ns;
     stats->streams_open = loop->streams_open;
     stats->streams_unstarted = loop->streams_unstarted;
     stats->listeners_open = loop->listeners_open;

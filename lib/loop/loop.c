@@ -105,7 +105,7 @@ void weir__loop_close_fd(weir_loop *loop, int fd) {
 
 /* ---- turns ------------------------------------------------------------------------------------------ */
 
-static bool has_work(const weir_loop *loop) {
+bool weir__loop_has_work(const weir_loop *loop) {
     return !weir__list_is_empty(&loop->marked) || weir__loop_has_posts(loop) ||
            (atomic_load(&loop->is_stopping) != 0 && loop->phase == WEIR__PHASE_RUNNING) ||
            loop->backend->verbs->is_ready(loop->backend);
@@ -161,6 +161,19 @@ static void tell_pressure(weir_loop *loop) {
     }
 }
 
+int weir__loop_sleep(weir_loop *loop, int64_t sleep_ns) {
+    if (sleep_ns > 0 && !weir__loop_has_work(loop)) {
+        weir__waker_sleep(loop->waker);
+        if (weir__loop_has_work(loop)) /* again: what came before the flag was seen could not know that we sleep */
+            sleep_ns = 0;
+    } else {
+        sleep_ns = 0;
+    }
+    int r = loop->backend->verbs->wait(loop->backend, sleep_ns);
+    weir__waker_rise(loop->waker);
+    return r;
+}
+
 /* One turn. Return: how much happened; -errno; -ECHILD: a callback forked, and this is the child. */
 static int turn(weir_loop *loop, int64_t timeout_ns) {
     const weir__backend_verbs *verbs = loop->backend->verbs;
@@ -177,15 +190,8 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     }
     if (count > 0 && is_over(loop))
         sleep_ns = 0; /* what was closed before this turn was the last of it */
-    if (sleep_ns > 0 && !has_work(loop)) {
-        weir__waker_sleep(loop->waker);
-        if (has_work(loop)) /* again: what came before the flag was seen could not know that we sleep */
-            sleep_ns = 0;
-    } else {
-        sleep_ns = 0;
-    }
-    int r = verbs->wait(loop->backend, sleep_ns);
-    weir__waker_rise(loop->waker);
+    bool may_spin = WEIR__UNLIKELY(loop->spin.mode != WEIR_BUSY_POLL_OFF);
+    int r = may_spin ? weir__loop_spin(loop, sleep_ns) : weir__loop_sleep(loop, sleep_ns);
     loop->now = weir__sys_now();
     loop->turns++;
     count += verbs->dispatch(loop->backend, loop->max_turn_events);
@@ -435,7 +441,9 @@ static int check_options(const weir_loop_options *options) {
     if (allocator != NULL &&
         (allocator->size < sizeof *allocator || allocator->alloc == NULL || allocator->free == NULL))
         return -EINVAL;
-    return 0;
+    weir__spin spin;
+    return weir__spin_configure(&spin, options->busy_poll, options->busy_poll_ns,
+                                options->busy_poll_share_percent);
 }
 
 static int refused(const weir_loop_options *options, int error, const char *why) {
@@ -473,6 +481,8 @@ int weir__loop_new(const weir_loop_options *user_options, const weir__tuning *tu
     weir__list_init(&loop->holders);
     weir__list_init(&loop->untidy);
     weir__list_init(&loop->signals);
+    (void)weir__spin_configure(&loop->spin, options.busy_poll, options.busy_poll_ns,
+                               options.busy_poll_share_percent);
     r = init(loop, &options, tuning);
     if (r < 0) {
         (void)refused(&options, r, loop->reason);

@@ -14,7 +14,7 @@
  * Holders have bytes of streams beyond their callbacks. Once a turn's callbacks are over, and before the loop sleeps,
  * those that have changed are tidied: they may pin a whole buffer with a few bytes no longer than that.
  *
- *   turn = settle what is marked, tidy; submit and sleep; deliver completions; fire timers; run posts; settle, tidy
+ *   turn = settle what is marked, tidy; submit, maybe spin, and sleep; deliver completions; fire timers; run posts; settle, tidy
  */
 
 #include "backend/backend.h"
@@ -22,6 +22,7 @@
 #include "base/heap.h"
 #include "base/list.h"
 #include "edge/sys.h"
+#include "loop/spin.h"
 #include "memory/pool.h"
 #include "memory/sendq.h"
 #include "weir/loop.h"
@@ -91,6 +92,7 @@ struct weir_loop {
     weir__waker *waker;
     weir_pool *pool;
     weir__backend *backend;
+    weir__spin spin;
     int64_t now;    /* of this turn */
     int64_t ticked; /* when the backend's tick last was */
     uint8_t phase;  /* enum weir__phase */
@@ -143,6 +145,13 @@ static inline bool weir__loop_is_lost(const weir_loop *loop) {
 
 /* As above, and may something new be made in it? -ESHUTDOWN. */
 int weir__loop_check_open(const weir_loop *loop);
+
+/* Something is to be done before the next sleep. */
+bool weir__loop_has_work(const weir_loop *loop);
+/* Hand over what was started, and sleep for @sleep_ns unless there is work. 0; -errno. */
+int weir__loop_sleep(weir_loop *loop, int64_t sleep_ns);
+/* Likewise, but look out for what comes first, where that is likely to pay. */
+int weir__loop_spin(weir_loop *loop, int64_t sleep_ns);
 
 /* Nothing is open that would keep run going. */
 bool weir__loop_is_idle(const weir_loop *loop);

@@ -268,13 +268,19 @@ static void try_loop(fuzz_input *input) {
         options.max_streams = 1 + (uint32_t)fuzz_number(input);
         options.max_streams = options.max_streams > 0 ? options.max_streams : 1;
         options.max_turn_events = (uint32_t)fuzz_number(input);
+        if (mistake % 16 >= 8) {
+            options.busy_poll = (uint32_t)fuzz_number(input) % 5;
+            options.busy_poll_share_percent = (uint32_t)fuzz_number(input) % 128;
+            options.busy_poll_ns = (int64_t)fuzz_number(input);
+        }
         memcpy(l.bytes, &options, sizeof options);
     }
     int r = read_structure(&l, sizeof options, &options);
     bool is_read = r == 0;
-    if (r == 0 &&
-        (options.backend > WEIR_BACKEND_EPOLL || (options.flags & ~1U) != 0 || memory.allocator.size < sizeof(weir_allocator) ||
-         memory.allocator.alloc == NULL || memory.allocator.free == NULL))
+    if (r == 0 && (options.backend > WEIR_BACKEND_EPOLL || (options.flags & ~1U) != 0 || options.busy_poll > 2 ||
+                   options.busy_poll_share_percent > 100 || options.busy_poll_ns < 0 ||
+                   options.busy_poll_ns > 10000000 || memory.allocator.size < sizeof(weir_allocator) ||
+                   memory.allocator.alloc == NULL || memory.allocator.free == NULL))
         r = -EINVAL;
     if (r == 0)
         r = read_structure(pool, sizeof of_pool, &of_pool);

@@ -71,7 +71,11 @@ static struct {
     const uint8_t *receive_data;
     unsigned peeks, receives, connects, shutdowns;
     _Atomic(unsigned) signals, mappings;
-    int64_t now;
+    int64_t now, pause_ns;
+    unsigned pauses;
+    void (*pause_hook)(void *userdata);
+    void *pause_userdata;
+    bool defers;
 } script;
 
 /* Outside of the script: pages of the process live longer than a test. */
@@ -86,6 +90,7 @@ void script_begin(void) {
     script.kernel = 6U << 16 | 18U << 8;
     script.refused_entries = UINT32_MAX;
     script.now = 1000000000;
+    script.pause_ns = SCRIPT_PAUSE_NS;
     script.peek = script.receive_result = -EAGAIN;
     script.entries = calloc(MAX_ENTRIES, sizeof(script_entry *));
     script.completions = calloc(MAX_COMPLETIONS, sizeof *script.completions);
@@ -368,7 +373,7 @@ void script_complete(script_entry *entry, int32_t res, uint32_t flags) {
     script.completions[script.completion_tail++] = (weir__cqe){ entry->sqe.user_data, res, flags };
     if ((flags & IORING_CQE_F_MORE) == 0)
         entry->is_live = false;
-    if (script.visible_tail == script.completion_tail - 1)
+    if (script.visible_tail == script.completion_tail - 1 && !script.defers)
         show_completions(script.ring->cq_entries);
 }
 
@@ -380,10 +385,21 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+bool weir__ring_has_cqe(const weir__ring *ring) {
+    (void)ring;
+    return script.completion_head != script.visible_tail;
+}
+
+void script_defer(bool defers) {
+    script.defers = defers;
+}
+
 uint32_t weir__ring_flags(const weir__ring *ring) {
     (void)ring;
-    bool is_overflown = script.is_overflown || script.visible_tail != script.completion_tail;
-    return is_overflown ? IORING_SQ_CQ_OVERFLOW : 0;
+    bool has_more = script.visible_tail != script.completion_tail;
+    if (script.defers && has_more)
+        return IORING_SQ_TASKRUN;
+    return script.is_overflown || has_more ? IORING_SQ_CQ_OVERFLOW : 0;
 }
 
 void script_overflow(bool is_overflown) {
@@ -845,6 +861,22 @@ void script_advance_ns(int64_t ns) {
 
 void weir__sys_yield(void) {
     sched_yield();
+}
+
+void weir__sys_pause(void) {
+    script.now += script.pause_ns;
+    script.pauses++;
+    if (script.pause_hook != NULL)
+        script.pause_hook(script.pause_userdata);
+}
+
+void script_on_pause(void (*hook)(void *userdata), void *userdata) {
+    script.pause_hook = hook;
+    script.pause_userdata = userdata;
+}
+
+unsigned script_pauses(void) {
+    return script.pauses;
 }
 
 uint32_t weir__sys_kernel_version(void) {

@@ -109,6 +109,8 @@ void script_receive(script_entry *entry, const void *bytes, size_t size, bool go
 void script_consume(const script_entry *entry, size_t size);
 /* Answer each cancellation in the enter that submits it: the target's -ECANCELED, then 0; or -ENOENT. */
 void script_answer_cancels(bool answers);
+/* From now on completions are there only after an enter, and the ring says that there is work to do. */
+void script_defer(bool defers);
 /* Called at the end of each enter, before it looks for completions. */
 void script_on_enter(void (*hook)(void *userdata), void *userdata);
 /* Say that completions overflowed. (They also do when the completion queue is full.) */
@@ -119,6 +121,10 @@ unsigned script_completions(void);
 void script_write(void *target, const void *bytes, size_t size);
 /* The time, and its passing. A wait that nothing ends passes as much as it was to last. */
 void script_advance_ns(int64_t ns);
+/* One that spins passes so much at each pause; what happens in it. */
+enum { SCRIPT_PAUSE_NS = 100 };
+void script_on_pause(void (*hook)(void *userdata), void *userdata);
+unsigned script_pauses(void);
 
 /* ---- buffers ---------------------------------------------------------------------------------------- */
 

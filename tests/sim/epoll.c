@@ -173,7 +173,8 @@ int weir__sys_epoll_set(int epoll_fd, int operation, int fd, uint32_t events, ui
 /* What of @r is to be told, and is from now on. */
 static uint32_t tell(struct sim_registration *r) {
     bool owes = is_owed(r);
-    if (!owes && (r->events == 0 || !sim_fault(SIM_SPURIOUS_EVENT)))
+    /* (Not to one that looks out, which would have no end if each look brought something.) */
+    if (!owes && (r->events == 0 || sim.has_paused || !sim_fault(SIM_SPURIOUS_EVENT)))
         return 0;
     r->told = r->socket->changes;
     uint32_t events = (uint32_t)sim_poll(r->socket) & (r->events | EPOLLERR | EPOLLHUP);
@@ -274,8 +275,13 @@ int weir__sys_epoll_wait(int epoll_fd, struct epoll_event *ret_events, int most,
     int64_t deadline = sim.now_ns + timeout_ns;
     waits.has_told = false;
     int told = timeout_ns > 0 ? sleep_until(epoll, ret_events, most, deadline) : collect(epoll, ret_events, most);
-    waits.vain = told == 0 && timeout_ns == 0 ? waits.vain + 1 : 0;
-    waits.busy = timeout_ns == 0 || waits.has_told ? waits.busy + 1 : 0;
+    if (timeout_ns > 0 || !sim.has_paused) { /* else it has been looking out, of which there is a limit */
+        waits.vain = told == 0 && timeout_ns == 0 ? waits.vain + 1 : 0;
+        waits.busy = timeout_ns == 0 || waits.has_told ? waits.busy + 1 : 0;
+    }
+    sim.has_paused = false;
+    if (timeout_ns > 0 || told > 0)
+        sim.pauses = 0;
     sim_require(waits.vain < MOST_VAIN, "the loop spins: %u waits without events or sleep", waits.vain);
     sim_require(waits.busy < MOST_BUSY, "the loop spins: nothing came of %u waits", waits.busy);
     return told;

@@ -551,6 +551,17 @@ int64_t weir__sys_now(void) {
 void weir__sys_yield(void) {
 }
 
+/* The world goes on while a loop spins; most of the time nothing of it. */
+void weir__sys_pause(void) {
+    enum { MOST_PAUSES = 5000 };
+    sim.has_paused = true;
+    sim_require(++sim.pauses < MOST_PAUSES, "the loop spins: it looks out without end");
+    sim.now_ns += 20 + (int64_t)sim_random(2000);
+    sim_other_thread();
+    if (sim_random(8) == 0)
+        (void)sim_world_step();
+}
+
 uint32_t weir__sys_kernel_version(void) {
     return 6U << 16 | 18U << 8;
 }

@@ -387,6 +387,10 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+bool weir__ring_has_cqe(const weir__ring *ring) {
+    return ring->cq_head != ring->cq_tail;
+}
+
 uint32_t weir__ring_flags(const weir__ring *ring) {
     return (ring->overflow_count > 0 ? IORING_SQ_CQ_OVERFLOW : 0) | (has_ready(ring) ? IORING_SQ_TASKRUN : 0);
 }
@@ -458,6 +462,8 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
     free(sqes);
     flush(ring);
     run_work(ring);
+    if (wait > 0 || has_completions(ring))
+        sim.pauses = 0;
     if (wait == 0 && count == 0 && !has_completions(ring)) {
         sim_require(++ring->idle_enters < MOST_IDLE_ENTERS, "the loop spins: %u enters without work or sleep",
                     ring->idle_enters);

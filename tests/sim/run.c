@@ -54,6 +54,9 @@ void sim_other_thread(void) {
     if (app.loop == NULL || app.is_in_thread || sim.is_other_thread || sim.is_calm || !sim_fault(SIM_OTHER_THREAD))
         return;
     app.is_in_thread = sim.is_other_thread = true;
+    sim.pauses = 0; /* which is something to look out for */
+    if (app.loop->spin.mode != WEIR_BUSY_POLL_OFF)
+        sim_epoll_useful(); /* it need not sleep in between */
     switch (sim_random(3)) {
     case 0:
         if (app.held_count > 0)
@@ -292,6 +295,11 @@ static void open_all(void) {
                                   .pool = &pool,
                                   .allocator = &counting_allocator,
                                   .max_turn_events = app.max_turn_events };
+    if (sim_random(2) == 0) {
+        options.busy_poll = 1 + (uint32_t)sim_random(2);
+        options.busy_poll_ns = (int64_t)sim_random(200000);
+        options.busy_poll_share_percent = (uint32_t)sim_random(101);
+    }
     weir_loop *loop = open_loop(&options);
     app.buffer_bytes = buffer;
     sim_require(weir_loop_set_pressure(loop, on_pressure, &app) == 0, "set_pressure");

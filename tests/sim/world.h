@@ -234,6 +234,8 @@ typedef struct sim_world {
     uint64_t steps;                  /* done */
     uint64_t operations;             /* requests submitted */
     uint64_t actions;                /* of the application, begun or left out */
+    bool has_paused;                 /* the loop looks out before it sleeps */
+    unsigned pauses;                 /* since something came, or it slept */
     bool is_calm;                    /* faults have stopped */
     bool is_other_thread;            /* who says it is calling? */
     uint8_t chance[SIM_FAULT_COUNT]; /* in 256, of this run */

@@ -18,7 +18,8 @@ static const weir__tuning tuning = { .no_self_test = true };
 
 static struct {
     weir__stream_settings stream;
-    uint32_t max_streams, max_turn_events;
+    uint32_t max_streams, max_turn_events, busy_poll;
+    uint64_t busy_poll_ns, share_percent, fixed_share_percent;
     bool is_default_allocator;
     weir_pool_stats pool, classic_pool;
     int backlog;
@@ -59,6 +60,22 @@ static void ask_a_listener(weir_loop *loop) {
     assert_true(weir_loop_run_once(loop, 0) >= 0);
 }
 
+/* The share is what may be saved up, and what comes to it in a window. */
+static uint64_t share_of(const weir__spin *spin) {
+    return (uint64_t)(spin->longest_ns + spin->rate_ns) / (WEIR__SPIN_WINDOW_NS / 100);
+}
+
+static void ask_for_busy_polling(void) {
+    for (uint32_t mode = WEIR_BUSY_POLL_ADAPTIVE; mode <= WEIR_BUSY_POLL_FIXED; mode++) {
+        const weir_loop_options options = { .size = sizeof options, .busy_poll = mode };
+        weir_loop *loop;
+        test_ok(weir__loop_new(&options, &tuning, &loop));
+        ours.busy_poll_ns = (uint64_t)loop->spin.longest_ns;
+        *(mode == WEIR_BUSY_POLL_FIXED ? &ours.fixed_share_percent : &ours.share_percent) = share_of(&loop->spin);
+        close_loop(loop);
+    }
+}
+
 static int ask_the_library(void **state) {
     (void)state;
     const weir_loop_options classic = { .size = sizeof classic, .backend = WEIR_BACKEND_URING_CLASSIC };
@@ -70,10 +87,12 @@ static int ask_the_library(void **state) {
     assert_int_equal(loop->backend->mode, WEIR_BACKEND_URING_INCREMENTAL);
     ours.max_streams = loop->max_streams;
     ours.max_turn_events = loop->max_turn_events;
+    ours.busy_poll = loop->spin.mode;
     ours.is_default_allocator = loop->allocator == &weir__default_allocator;
     ours.pool = pool_stats(loop);
     ask_a_listener(loop);
     close_loop(loop);
+    ask_for_busy_polling();
     test_ok(weir__loop_new(&classic, &tuning, &loop));
     ours.classic_pool = pool_stats(loop);
     close_loop(loop);
@@ -88,7 +107,7 @@ static uint64_t number_of(const char *text) {
     static const struct {
         const char *unit;
         uint64_t factor;
-    } units[] = { { " KiB", 1 << 10 }, { " MiB", 1 << 20 }, { " s", 1000000000 } };
+    } units[] = { { " us", 1000 }, { " KiB", 1 << 10 }, { " MiB", 1 << 20 }, { " s", 1000000000 } };
     uint64_t number = 0;
     for (; isdigit((unsigned char)*text) || *text == ','; text++)
         if (*text != ',')
@@ -207,6 +226,10 @@ static void every_default_is_what_its_header_says(void **state) {
         { "weir_stream_options", "write_timeout_ns", "60 s", 0, (uint64_t)stream->write_timeout_ns, false },
         { "weir_loop_options", "max_streams", "1,000,000", 0, ours.max_streams, false },
         { "weir_loop_options", "max_turn_events", "1024", 0, ours.max_turn_events, false },
+        { "weir_loop_options", "busy_poll", "off", WEIR_BUSY_POLL_OFF, ours.busy_poll, false },
+        { "weir_loop_options", "busy_poll_share_percent", "50", 0, ours.share_percent, false },
+        { "weir_loop_options", "busy_poll_share_percent", "FIXED: 100", 100, ours.fixed_share_percent, false },
+        { "weir_loop_options", "busy_poll_ns", "50 us", 0, ours.busy_poll_ns, false },
         { "weir_loop_options", "allocator", "mimalloc or libc", 1, ours.is_default_allocator, false },
         { "weir_pool_options", "budget_bytes", "64 MiB", 0, ours.pool.budget_bytes, false },
         { "weir_pool_options", "budget_bytes", "64 MiB", 0, ours.classic_pool.budget_bytes, false },

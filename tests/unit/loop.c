@@ -701,6 +701,10 @@ static void options_of_a_loop_are_checked(void **state) {
     static const weir_pool_options bad_pool = { .size = sizeof bad_pool, .buffer_bytes = 3 };
     assert_int_equal(new_loop(&(weir_loop_options){ .backend = WEIR_BACKEND_EPOLL + 1 }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .flags = 2 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .busy_poll = 3 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .busy_poll_share_percent = 101 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .busy_poll_ns = 10000001 }, reason), -EINVAL);
+    assert_int_equal(new_loop(&(weir_loop_options){ .busy_poll_ns = -1 }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .allocator = &no_free }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .pool = &bad_pool }, reason), -EINVAL);
     assert_int_equal(new_loop(&(weir_loop_options){ .size = 8 }, reason), -EINVAL);
