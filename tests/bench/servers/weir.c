@@ -137,8 +137,6 @@ static void on_accept(weir_listener *listener, weir_stream *stream, void *userda
 static const weir_listener_callbacks accepting = { .size = sizeof accepting, .on_accept = on_accept };
 
 static uint32_t backend(const server_options *o) {
-    if (server_is_variant(o, "spin"))
-        server_unsupported("this weir does not poll");
     if (server_is_variant(o, "classic"))
         return WEIR_BACKEND_URING_CLASSIC;
     return server_is_variant(o, "epoll") ? WEIR_BACKEND_EPOLL : WEIR_BACKEND_URING_INCREMENTAL;
@@ -173,9 +171,12 @@ int main(int argc, char **argv) {
     server s = { .loop = NULL };
     server_arguments(argc, argv, variants, &s.options);
     snprintf(s.upstream, sizeof s.upstream, "127.0.0.1:%u", s.options.upstream);
-    const weir_loop_options options = {
-        .size = sizeof options, .backend = backend(&s.options), .reason = reason, .reason_size = sizeof reason
-    };
+    const bool spins = server_is_variant(&s.options, "spin");
+    const weir_loop_options options = { .size = sizeof options,
+                                        .backend = backend(&s.options),
+                                        .busy_poll = spins ? WEIR_BUSY_POLL_ADAPTIVE : WEIR_BUSY_POLL_OFF,
+                                        .reason = reason,
+                                        .reason_size = sizeof reason };
     int r = weir_loop_new(&options, &s.loop);
     if (r == -ENOSYS || r == -EPERM)
         server_unsupported("%s", reason);
