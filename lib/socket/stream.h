@@ -61,24 +61,26 @@ struct weir_stream {
     int output_error; /* the send failed; what has come in is still delivered before the stream fails */
     int unsent_bytes; /* what the kernel held of ours at sampled_at */
 
+    /* One byte: none of these is so of a stream on which nothing but bytes goes back and forth. */
+    bool is_paused : 1;
+    bool has_failed : 1;     /* to be ended without grace; reason and error say why */
+    bool wants_shutdown : 1; /* our half is to end behind the queue */
+    bool wants_close : 1;    /* weir_stream_close: graceful */
+    bool is_full_told : 1;   /* a write said WEIR_WRITE_FULL: a drain is owed */
+    bool is_pipe_full : 1;   /* what comes by pipe rests until the queue has fallen to its low mark */
+    bool is_corked : 1;      /* sends wait */
+    bool is_due : 1;         /* marked for more than its output */
+
     bool is_tcp : 1;
-    bool is_due : 1; /* marked for more than its output */
     bool is_connected : 1;
     bool is_open_told : 1; /* on_open was called, or is not due */
-    bool is_paused : 1;
-    bool has_ended : 1; /* the peer sends no more */
+    bool has_ended : 1;    /* the peer sends no more */
     bool is_end_told : 1;
-    bool is_full_told : 1; /* a write said WEIR_WRITE_FULL: a drain is owed */
-    bool wants_shutdown : 1;
     bool is_shut : 1;        /* our half is ended */
-    bool wants_close : 1;    /* weir_stream_close: graceful */
-    bool has_failed : 1;     /* to be ended without grace; reason and error say why */
-    bool is_reset : 1;       /* and what is under way is being taken back */
+    bool is_reset : 1;       /* what is under way is being taken back, since it failed */
     bool is_cut : 1;         /* and the connection is cut off, so that closing does not look like an end */
     bool is_disowned : 1;    /* unstarted, and its owner will not start it: no on_close is owed */
-    bool is_corked : 1;      /* sends wait */
     bool is_write_timed : 1; /* the timeout looks at progress_at */
-    bool is_pipe_full : 1;   /* what comes by pipe rests until the queue has fallen to its low mark */
     bool is_limited : 1;     /* the receive under way ends by itself when it has brought so much */
     bool is_end_passed : 1;  /* its peer's end was passed on by the pipe */
 

@@ -107,7 +107,7 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion) 
         taken(stream, (uint32_t)completion->result, completion->is_late ? stream->progress_at : stream->loop->now);
     else
         broken(stream, completion->result);
-    if (stream->queue.bytes > 0 || stream->wants_shutdown || stream->has_failed || !stream->is_open_told ||
+    if (stream->wants_shutdown || stream->has_failed || stream->queue.bytes > 0 || !stream->is_open_told ||
         stream->output_error != 0)
         weir__stream_mark(stream); /* else there is nothing to do: the usual case of an echo */
 }
@@ -125,8 +125,8 @@ static void tell_open(weir_stream *stream) {
 /* Would anything but references come of it, if all that is queued were taken? Who runs single turns may look at the queue
  * after each. */
 static bool is_quiet(const weir_stream *stream) {
-    return stream->loop->is_unwatched && stream->state == WEIR_STREAM_OPEN && !stream->wants_shutdown &&
-           !stream->wants_close && !stream->is_full_told && !stream->is_pipe_full && stream->flushes == NULL &&
+    return !stream->wants_shutdown && !stream->wants_close && !stream->is_full_told && !stream->is_pipe_full &&
+           stream->state == WEIR_STREAM_OPEN && stream->loop->is_unwatched && stream->flushes == NULL &&
            stream->queue.count == 1 && stream->queue.first->owner->kind != WEIR__BLOCK_EXTERNAL;
 }
 
