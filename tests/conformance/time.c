@@ -28,14 +28,14 @@ static void timers_fire_in_order(void **state) {
     weir_timer *timers[4];
     for (int i = 0; i < 4; i++)
         ok(weir_timer_new(w->loop, on_timer, &v[i], &timers[i]));
-    ok(weir_timer_start(timers[2], 30 * ms, 0));
-    ok(weir_timer_start(timers[1], 40 * ms, 0));
+    ok(weir_timer_start(timers[2], 300 * ms, 0));
+    ok(weir_timer_start(timers[1], 400 * ms, 0));
     ok(weir_timer_start(timers[3], 10 * ms, 0));
     ok(weir_timer_start(timers[0], 0, 0));
     ok(weir_timer_start(timers[1], 20 * ms, 0)); /* moved */
     ok(weir_timer_stop(timers[3]));
     told(w, "");
-    sleep_ms(35); /* all are due in one turn, and in the order of their times still */
+    sleep_ms(310); /* all are due in one turn, and in the order of their times still */
     ok(weir_loop_run(w->loop));
     told(w, "first fires\n"
             "second fires\n"
