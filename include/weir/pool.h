@@ -46,7 +46,7 @@ typedef struct weir_pool_stats {
     uint64_t private_bytes;         /* received into blocks, as the reserve is for */
     uint64_t reserve_bytes;         /* of the budget: for nothing else */
     uint32_t buffer_bytes;          /* the size of one buffer */
-    uint32_t window_buffers;        /* how many weir means to have posted, at present */
+    uint32_t window_buffers;        /* how many weir means to have posted */
     uint32_t buffers_idle, buffers_posted, buffers_filling, buffers_retired;
     uint32_t parked_streams; /* streams that wait for a buffer */
     uint32_t level;          /* enum weir_pressure_level */

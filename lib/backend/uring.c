@@ -35,6 +35,7 @@ static bool unpark(weir__uring *u) {
         weir__pool_free_idle(u->group.pool);
     bool has_room = weir__uring_has_private(u);
     weir__link *link = u->group.parked.next;
+    u->group.returned = &u->group.parked;
     while (link != &u->group.parked) {
         weir__op *op = WEIR__CONTAINER(link, weir__op, link);
         bool is_by_poll = (op->size & WEIR__RECEIVE_BY_POLL) != 0;
@@ -45,6 +46,7 @@ static bool unpark(weir__uring *u) {
             continue;
         count -= !is_by_poll;
         weir__uring_group_unpark(&u->group, op);
+        op->size |= WEIR__RECEIVE_KEEPS_PLACE;
         weir__uring_rearm(u, op);
     }
     return false;

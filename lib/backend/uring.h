@@ -29,7 +29,8 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
 typedef struct weir__uring_group {
     weir_pool *pool;
     weir__buffer_ring *ring;
-    weir__link parked; /* weir__op.link, in the order in which they found no buffer */
+    weir__link parked;    /* weir__op.link, in the order in which they found no buffer */
+    weir__link *returned; /* the last of those at its front that came back in this turn; or the list itself */
     uint32_t parked_count;
     uint32_t parked_for_blocks; /* of them, those that no buffer helps */
     uint8_t id;                 /* the kernel's number of it, from 1; a condemned group's successor has another */
@@ -122,15 +123,16 @@ void weir__uring_park(weir__uring *u, weir__op *op);
 
 /* How an operation receives: its size. */
 enum {
-    WEIR__RECEIVE_POLLED_FIRST = 1, /* and has not been looked at since */
-    WEIR__RECEIVE_FRESH = 2,        /* something came since the last look around */
-    WEIR__RECEIVE_FAILED = 4,       /* result says how; it is being cancelled for that */
-    WEIR__RECEIVE_LIMITED = 8,      /* limit counts */
-    WEIR__RECEIVE_BY_POLL = 16,     /* when it is readable, and into a private block */
-    WEIR__RECEIVE_RETAKEN = 32,     /* is being cancelled to be started again */
-    WEIR__RECEIVE_CAPPED = 64,      /* its completions are, at least */
-    WEIR__RECEIVE_WISHED = 128,     /* the limit is one that may be ignored */
-    WEIR__RECEIVE_SAW_END = 256     /* by a call of our own, which may have been ahead of the queue */
+    WEIR__RECEIVE_POLLED_FIRST = 1,  /* and has not been looked at since */
+    WEIR__RECEIVE_FRESH = 2,         /* something came since the last look around */
+    WEIR__RECEIVE_FAILED = 4,        /* result says how; it is being cancelled for that */
+    WEIR__RECEIVE_LIMITED = 8,       /* limit counts */
+    WEIR__RECEIVE_BY_POLL = 16,      /* when it is readable, and into a private block */
+    WEIR__RECEIVE_RETAKEN = 32,      /* is being cancelled to be started again */
+    WEIR__RECEIVE_CAPPED = 64,       /* its completions are, at least */
+    WEIR__RECEIVE_WISHED = 128,      /* the limit is one that may be ignored */
+    WEIR__RECEIVE_KEEPS_PLACE = 512, /* it was parked, and has got nothing since */
+    WEIR__RECEIVE_SAW_END = 256      /* by a call of our own, which may have been ahead of the queue */
 };
 
 /* ---- uring_private.c -------------------------------------------------------------------------------- */

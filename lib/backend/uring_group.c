@@ -6,7 +6,8 @@
  *
  * Those are parked and started again in the order in which they starved, at most one for each buffer that is there:
  * starting all of them would have most of them starve again, each for the price of a completion. What wakes them
- * is buffers coming back, never a timer.
+ * is buffers coming back, never a timer. One that finds the buffers gone again, since another has taken more than one, has
+ * not had its turn and keeps its place.
  */
 
 static int open_ring(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
@@ -17,6 +18,7 @@ static int open_ring(weir__uring_group *group, weir__ring *ring, const weir_allo
 
 int weir__uring_group_open(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
     weir__list_init(&group->parked);
+    group->returned = &group->parked;
     group->id = 1;
     return open_ring(group, ring, allocator);
 }
@@ -66,11 +68,18 @@ static void count_parked(weir__uring_group *group, const weir__op *op, uint32_t 
 }
 
 void weir__uring_group_park(weir__uring_group *group, weir__op *op) {
-    weir__list_append(&group->parked, &op->link);
+    if ((op->size & WEIR__RECEIVE_KEEPS_PLACE) != 0) {
+        weir__list_prepend(group->returned, &op->link);
+        group->returned = &op->link;
+    } else {
+        weir__list_append(&group->parked, &op->link);
+    }
     count_parked(group, op, 1);
 }
 
 void weir__uring_group_unpark(weir__uring_group *group, weir__op *op) {
+    if (group->returned == &op->link)
+        group->returned = op->link.previous;
     weir__list_remove(&op->link);
     count_parked(group, op, UINT32_MAX);
 }

@@ -115,7 +115,8 @@ static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
     sqe->user_data = (uint64_t)(uintptr_t)op;
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
-        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_WISHED | WEIR__RECEIVE_BY_POLL | WEIR__RECEIVE_SAW_END;
+        op->size &= WEIR__RECEIVE_LIMITED | WEIR__RECEIVE_WISHED | WEIR__RECEIVE_BY_POLL | WEIR__RECEIVE_SAW_END |
+                    WEIR__RECEIVE_KEEPS_PLACE;
         if ((op->size & WEIR__RECEIVE_BY_POLL) != 0) {
             sqe->opcode = IORING_OP_POLL_ADD;
             sqe->poll32_events = POLLIN | POLLRDHUP;
@@ -388,6 +389,7 @@ void weir__uring_look_again(weir__uring *u) {
 static void bring(weir__uring *u, weir__op *op, const weir__completion *completion) {
     u->base.stats.slices++;
     u->base.stats.bytes_in += (uint64_t)completion->result;
+    op->size &= ~(uint32_t)WEIR__RECEIVE_KEEPS_PLACE;
     op->complete(op, completion);
 }
 

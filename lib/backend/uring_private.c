@@ -38,6 +38,7 @@ static void tell(weir__uring *u, weir__op *op, weir__heap_block *block, int byte
     const weir_slice slice = { weir__heap_block_data(block), (size_t)bytes, &block->block };
     u->base.stats.slices++;
     u->base.stats.bytes_in += (uint64_t)bytes;
+    op->size &= ~(uint32_t)WEIR__RECEIVE_KEEPS_PLACE;
     if ((op->size & WEIR__RECEIVE_LIMITED) != 0)
         op->limit -= (uint64_t)bytes;
     if ((op->size & WEIR__RECEIVE_LIMITED) != 0 && op->limit == 0)

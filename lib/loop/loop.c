@@ -364,10 +364,8 @@ static int init_pool(weir_loop *loop, const weir_pool_options *pool_options, uin
     };
     if (r >= 0)
         r = weir__pool_configure(&options, weir__backend_buffer_bytes(mode), &config);
-    if (mode == WEIR_BACKEND_EPOLL) { /* which receives into one buffer after the other */
-        config.window_bytes = config.buffer_bytes;
-        config.is_fixed = true;
-    }
+    if (mode == WEIR_BACKEND_EPOLL)
+        config.window_bytes = config.buffer_bytes; /* it receives into one buffer after the other */
     if (r >= 0)
         r = weir__pool_new(&config, &loop->pool);
     if (r >= 0)

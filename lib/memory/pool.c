@@ -6,11 +6,8 @@
 enum {
     MIN_BUFFER_BYTES = 4096,
     MAX_BUFFER_BYTES = 16 << 20,
-    MAX_BUFFERS = 32768,    /* what a buffer ring can have */
-    LEAST_FOR_RESERVE = 16, /* buffers in a budget that keeps a reserve by itself */
-    /* A window that starves is widened to at most this many times its first size: beyond some MiB the kernel's
-     * writes walk out of the cache, which costs more than streams that park for a moment. */
-    WINDOW_GROWTH = 8
+    MAX_BUFFERS = 32768,   /* what a buffer ring can have */
+    LEAST_FOR_RESERVE = 16 /* buffers in a budget that keeps a reserve by itself */
 };
 
 static weir_block closed_marker;
@@ -103,8 +100,7 @@ int weir__pool_new(const weir__pool_config *config, weir_pool **ret_pool) {
     atomic_init(&pool->refs, 1);
     weir__list_init(&pool->idle);
     weir__list_init(&pool->retiring);
-    pool->window_min = (uint32_t)weir__max_u64(1, config->window_bytes / config->buffer_bytes);
-    atomic_init(&pool->window, pool->window_min);
+    pool->window = (uint32_t)weir__max_u64(1, config->window_bytes / config->buffer_bytes);
     pool->common_bytes = common;
     pool->block_share = common - weir__max_u64(common / 4, config->buffer_bytes);
     *ret_pool = pool;
@@ -195,7 +191,7 @@ uint32_t weir__pool_available(const weir_pool *pool) {
 }
 
 bool weir__pool_publish(weir_pool *pool, weir__pool_buffer *ret_buffer) {
-    if (weir__pool_available(pool) >= atomic_load_explicit(&pool->window, memory_order_relaxed))
+    if (weir__pool_available(pool) >= pool->window)
         return false;
     weir__buffer *buffer;
     if (!weir__list_is_empty(&pool->idle)) {
@@ -265,7 +261,6 @@ bool weir__pool_next_byte(const weir_pool *pool, const uint8_t **ret_data, uint3
 }
 
 void weir__pool_end_dispatch(weir_pool *pool) {
-    pool->starved_this_dispatch = false;
     weir__link *link;
     while ((link = weir__list_take_first(&pool->retiring)) != NULL) {
         weir__buffer *buffer = WEIR__CONTAINER(link, weir__buffer, link);
@@ -288,17 +283,6 @@ void weir__pool_free_idle(weir_pool *pool) {
 void weir__pool_starve(weir_pool *pool) {
     atomic_store_explicit(&pool->starved, atomic_load_explicit(&pool->starved, memory_order_relaxed) + 1,
                           memory_order_relaxed);
-    pool->starved_since_trim = true;
-    if (pool->starved_this_dispatch || pool->config.is_fixed)
-        return; /* all streams of a turn starve together: that is one reason to widen, not one each */
-    pool->starved_this_dispatch = true;
-    uint64_t window = atomic_load_explicit(&pool->window, memory_order_relaxed) * UINT64_C(2);
-    /* Nor to more than half of the budget: what is posted leaves no room for copies of what is pinned. */
-    uint64_t half = pool->config.budget_bytes / pool->config.buffer_bytes / 2;
-    uint64_t most =
-        weir__max_u64(pool->window_min, weir__min_u64(half, (uint64_t)pool->window_min * WINDOW_GROWTH));
-    window = weir__min_u64(window, most);
-    atomic_store_explicit(&pool->window, (uint32_t)window, memory_order_relaxed);
 }
 
 void weir__pool_set_parked(weir_pool *pool, uint32_t streams) {
@@ -310,11 +294,6 @@ void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams) {
 }
 
 void weir__pool_trim(weir_pool *pool) {
-    uint32_t window = atomic_load_explicit(&pool->window, memory_order_relaxed);
-    if (!pool->starved_since_trim && window > pool->window_min)
-        atomic_store_explicit(&pool->window, (uint32_t)weir__max_u64(window / 2, pool->window_min),
-                              memory_order_relaxed);
-    pool->starved_since_trim = false;
     /* What lay idle for the whole time was not needed; half of it goes, the coldest first. */
     for (uint32_t spare = (pool->idle_low + 1) / 2; spare > 0 && !weir__list_is_empty(&pool->idle); spare--)
         idle_free(pool, WEIR__CONTAINER(pool->idle.previous, weir__buffer, link));
@@ -419,7 +398,7 @@ WEIR_API int weir_pool_get_stats(const weir_pool *pool, weir_pool_stats *stats) 
     stats->private_bytes = atomic_load(&pool->privates);
     stats->level = atomic_load(&pool->level);
     stats->buffer_bytes = pool->config.buffer_bytes;
-    stats->window_buffers = atomic_load(&pool->window);
+    stats->window_buffers = pool->window;
     stats->buffers_idle = weir__pool_count(pool, IDLE);
     stats->buffers_posted = weir__pool_count(pool, POSTED);
     stats->buffers_filling = weir__pool_count(pool, FILLING);

@@ -34,7 +34,6 @@ typedef struct weir__pool_config {
     uint64_t reserve_bytes; /* of the budget: for private blocks alone */
     uint32_t buffer_bytes;  /* a power of two */
     uint32_t window_bytes;
-    bool is_fixed; /* the window: it is not widened where streams starve */
     /* Payload is mapped and not allocated: a child of fork does not get it, neighbours share a mapping, and what is
      * given back is the system's again. */
     size_t page_bytes;
@@ -81,7 +80,7 @@ void weir__pool_end_dispatch(weir_pool *pool);
 bool weir__pool_has_returned(const weir_pool *pool);
 /* Take in what other threads gave back. */
 void weir__pool_collect(weir_pool *pool);
-/* A receive found no buffer: widen the window. */
+/* A receive found no buffer. */
 void weir__pool_starve(weir_pool *pool);
 /* Streams that wait for a buffer; while there are any, memory that comes back on another thread wakes the loop. */
 void weir__pool_set_parked(weir_pool *pool, uint32_t streams);
@@ -91,7 +90,7 @@ void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams);
 void weir__pool_free_idle(weir_pool *pool);
 /* How scarce is memory? enum weir_pressure_level, as of the end of a turn. */
 uint32_t weir__pool_look_at_pressure(weir_pool *pool);
-/* Some time has passed (about a second): narrow the window, free what was not needed in all of it. */
+/* Some time has passed (about a second): free what was not needed in all of it. */
 void weir__pool_trim(weir_pool *pool);
 
 /* The kernel has given up its buffer ring: it holds nothing any more. From now on the pool serves a classic ring. */

@@ -37,11 +37,9 @@ struct weir_pool {
     uint32_t order_head, order_tail; /* free-running */
     weir__link idle;                 /* weir__buffer.link; hottest first */
     weir__link retiring;             /* weir__buffer.link */
-    uint32_t window_min;
-    uint32_t idle_low; /* the fewest idle since the last trim */
-    bool starved_since_trim, starved_this_dispatch;
-    uint32_t parked_for_blocks; /* of those that are parked */
-    _Atomic(uint32_t) window;   /* buffers that are to be posted */
+    uint32_t window;                 /* buffers that are to be posted */
+    uint32_t idle_low;               /* the fewest idle since the last trim */
+    uint32_t parked_for_blocks;      /* of those that are parked */
     _Atomic(uint32_t) counts[STATES];
     _Atomic(uint64_t) starved, recycled;
     _Atomic(uint64_t) pinned_received; /* the sum of offsets of retired buffers */

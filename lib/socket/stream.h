@@ -146,8 +146,6 @@ void weir__stream_end_flushes(weir_stream *stream);
 uint32_t weir__stream_most_ranges(const weir_stream *stream);
 /* Is the queue above its high mark? */
 bool weir__stream_is_full(const weir_stream *stream);
-/* Send what the kernel takes now; nothing is under way. */
-void weir__stream_send_now(weir_stream *stream);
 /* Something was queued. */
 void weir__stream_wrote(weir_stream *stream);
 /* Queue the first @bytes of ranges that are another's, all or nothing; returns as weir_stream_write_slice(). */

@@ -78,27 +78,6 @@ static void broken(weir_stream *stream, int error) {
     weir__sendq_clear(&stream->queue, &stream->loop->ranges);
 }
 
-/*
- * What was received goes out again at once, if it is much, while its bytes are in the processor's cache: so the replies to
- * what one turn brings leave while it still brings, and no megabytes queue up behind each other. What the kernel does not
- * take is left to the send that the turn starts. An error is told once, so it counts. Small writes gain nothing by it, and
- * what follows them would go alone.
- */
-void weir__stream_send_now(weir_stream *stream) {
-    enum { VECTORS = 16 };
-    struct iovec vectors[VECTORS];
-    unsigned count = weir__sendq_gather(&stream->queue, vectors, VECTORS, SIZE_MAX);
-    int r = weir__sys_send_vectors(stream->fd, vectors, count);
-    if (r < 0 && r != -EAGAIN && r != -EINTR)
-        broken(stream, r);
-    if (r <= 0)
-        return;
-    stream->bytes_out += (uint64_t)r;
-    stream->loop->bytes_out += (uint64_t)r;
-    stream->active_at = stream->progress_at = weir__loop_now(stream->loop);
-    weir__sendq_advance(&stream->queue, &stream->loop->ranges, (uint64_t)r);
-}
-
 void weir__stream_output_done(weir__op *op, const weir__completion *completion) {
     weir_stream *stream = WEIR__CONTAINER(op, weir_stream, out);
     if (!stream->is_connected)

@@ -6,10 +6,7 @@
  * business.
  */
 
-enum {
-    MOST_FLUSHES = 1024, /* that wait; who asks with each write forgets to wait for room */
-    LEAST_NOW = 8 << 10  /* bytes that are worth a system call of their own */
-};
+enum { MOST_FLUSHES = 1024 }; /* that wait; who asks with each write forgets to wait for room */
 
 /* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
 uint32_t weir__stream_most_ranges(const weir_stream *stream) {
@@ -46,21 +43,9 @@ bool weir__stream_is_full(const weir_stream *stream) {
            stream->queue.count > weir__stream_most_ranges(stream) / 2;
 }
 
-/* It was received just now, and nothing waits before it. */
-static bool may_go_now(const weir_stream *stream) {
-    const weir__sendq *queue = &stream->queue;
-    return queue->bytes >= LEAST_NOW && queue->count == 1 && queue->first->owner->kind == WEIR__BLOCK_BUFFER &&
-           weir__op_is_idle(&stream->out) && stream->is_open_told && !stream->is_corked && !stream->has_failed;
-}
-
 void weir__stream_wrote(weir_stream *stream) {
     if (stream->queue.bytes > stream->queue_peak_bytes)
         stream->queue_peak_bytes = stream->queue.bytes;
-    if (may_go_now(stream)) {
-        weir__stream_send_now(stream);
-        if (stream->queue.bytes == 0)
-            return;
-    }
     if (stream->pipe_from != NULL && !stream->is_pipe_full && weir__stream_is_full(stream))
         weir__pipe_filled(stream);
     if (weir__op_is_idle(&stream->out))

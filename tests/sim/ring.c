@@ -21,31 +21,70 @@ static struct {
     const sim_socket *socket[1024];
     uint8_t overtaken
         [1024]; /* a later one was helped before it, in one of two ways: wrong, if it ever is in that way */
+    bool is_back[1024]; /* for the second time, and nothing came in between */
     size_t count;
 } starved;
+
+typedef struct receives {
+    uint64_t user_data[1024];
+    size_t count;
+} receives;
+
+/* Armed again after they had starved, and nothing came since: who starves now keeps its place. */
+static receives hopeful;
+/* Wished for anew while they starved, and nothing came since: they have their place or a new one. */
+static receives loose;
+
+static void add(receives *list, uint64_t user_data) {
+    if (list->count < sizeof list->user_data / sizeof *list->user_data)
+        list->user_data[list->count++] = user_data;
+}
+
+static bool take(receives *list, uint64_t user_data) {
+    for (size_t i = 0; i < list->count; i++)
+        if (list->user_data[i] == user_data) {
+            list->user_data[i] = list->user_data[--list->count];
+            return true;
+        }
+    return false;
+}
 
 bool (*sim_is_out_of_order)(uint64_t user_data);
 
 void sim_starve(const request *r) {
+    bool is_back = take(&hopeful, r->sqe.user_data);
+    if (take(&loose, r->sqe.user_data)) {
+        add(&loose, r->sqe.user_data);
+        return;
+    }
     if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted ||
         (sim_is_out_of_order != NULL && sim_is_out_of_order(r->sqe.user_data)))
         return;
-    sim_note("descriptor %d found no buffer", r->socket->fd);
-    starved.overtaken[starved.count] = 0;
-    starved.socket[starved.count] = r->socket;
-    starved.user_data[starved.count++] = r->sqe.user_data;
+    sim_note("descriptor %d found no buffer%s", r->socket->fd, is_back ? ", again" : "");
+    size_t i = starved.count++;
+    starved.overtaken[i] = 0;
+    starved.is_back[i] = is_back;
+    starved.socket[i] = r->socket;
+    starved.user_data[i] = r->sqe.user_data;
+}
+
+static void forget(size_t i) {
+    starved.count--;
+    memmove(starved.user_data + i, starved.user_data + i + 1, (starved.count - i) * sizeof *starved.user_data);
+    memmove(starved.socket + i, starved.socket + i + 1, (starved.count - i) * sizeof *starved.socket);
+    memmove(starved.overtaken + i, starved.overtaken + i + 1, starved.count - i);
+    memmove(starved.is_back + i, starved.is_back + i + 1, starved.count - i);
 }
 
 void sim_ring_forget(uint64_t user_data) {
-    for (size_t i = 0; i < starved.count; i++)
+    bool was_starved = take(&hopeful, user_data);
+    for (size_t i = 0; i < starved.count && !was_starved; i++)
         if (starved.user_data[i] == user_data) {
-            starved.count--;
-            memmove(starved.user_data + i, starved.user_data + i + 1,
-                    (starved.count - i) * sizeof *starved.user_data);
-            memmove(starved.socket + i, starved.socket + i + 1, (starved.count - i) * sizeof *starved.socket);
-            memmove(starved.overtaken + i, starved.overtaken + i + 1, starved.count - i);
-            return;
+            forget(i);
+            was_starved = true;
         }
+    if (was_starved)
+        add(&loose, user_data);
 }
 
 void sim_ring_closed(const sim_socket *socket) {
@@ -60,9 +99,10 @@ enum { BY_RECEIVE = 1, BY_CALL = 2 };
 
 static void help(size_t i, uint8_t way) {
     sim_require((starved.overtaken[i] & way) == 0, "a starved stream was served after one that starved later");
-    for (size_t earlier = 0; earlier < i; earlier++)
+    /* Who has come back may be before those who were there already. */
+    for (size_t earlier = 0; earlier < i && !starved.is_back[i]; earlier++)
         starved.overtaken[earlier] |= way;
-    sim_ring_forget(starved.user_data[i]);
+    forget(i);
 }
 
 static void armed_again(uint64_t user_data) {
@@ -70,6 +110,7 @@ static void armed_again(uint64_t user_data) {
         if (starved.user_data[i] == user_data) {
             sim_note("descriptor %d is armed again", starved.socket[i]->fd);
             help(i, BY_RECEIVE);
+            add(&hopeful, user_data);
             return;
         }
 }
@@ -79,6 +120,7 @@ void sim_ring_received(const sim_socket *socket) {
         if (starved.socket[i] == socket) {
             sim_note("descriptor %d is received from by a call", socket->fd);
             sim_event(SIM_EVENT_RECEIVED_WHILE_STARVED);
+            add(&loose, starved.user_data[i]); /* a call that brought nothing was no turn */
             help(i, BY_CALL);
             return;
         }
@@ -95,6 +137,9 @@ void sim_post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags) {
     if (sim.config.trace)
         sim_note("completion of %#llx: %d, flags %#x", (unsigned long long)user_data, res, flags);
     weir__cqe cqe = { user_data, res, flags };
+    bool goes_on = res == -ENOBUFS || res == -EINTR || res == -EAGAIN || res == -ECANCELED;
+    if (res >= 0 ? (flags & IORING_CQE_F_BUFFER) != 0 || (flags & IORING_CQE_F_MORE) == 0 : !goes_on)
+        (void)(take(&hopeful, user_data) + take(&loose, user_data)); /* it had its turn, or it is over */
     if (sim_has_room(ring)) {
         ring->cqes[ring->cq_tail++ % ring->cq_entries] = cqe;
         unsigned count = ring->cq_tail - ring->cq_head;
@@ -328,7 +373,7 @@ int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsign
     weir__ring *ring = calloc(1, sizeof *ring);
     sim_require(the_ring == NULL, "a second ring was opened");
     sim_require(!sim.config.epoll, "a ring was opened, and epoll was asked for");
-    starved.count = 0;
+    starved.count = hopeful.count = loose.count = 0;
     ring->allocator = allocator;
     ring->sq_entries = sim_chance(SIM_TINY_SQ) ? 2 : sq_entries;
     ring->cq_entries = sim_chance(SIM_TINY_CQ) ? 2 + (unsigned)sim_random(14) : cq_entries;
