@@ -180,9 +180,20 @@ static bool is_quiet(const weir__backend *backend) {
     return u->under_way == !weir__op_is_idle(&u->wake);
 }
 
+static void free_frames(weir__uring *u) {
+    while (u->frames != NULL) {
+        weir__uring_frame *f = u->frames;
+        u->frames = f->header.msg_name;
+        weir__free(u->allocator, f, sizeof *f);
+    }
+}
+
 static void tick(weir__backend *backend) {
     weir__uring *u = weir__uring_of(backend);
     u->has_no_memory = false;
+    if (!u->frames_were_used)
+        free_frames(u); /* a burst is over */
+    u->frames_were_used = false;
     weir__uring_look_again(u);
     weir__pool_trim(u->group.pool);
 }
@@ -237,11 +248,7 @@ static int close_uring(weir__backend *backend) {
 
 static void free_uring(weir__backend *backend) {
     weir__uring *u = weir__uring_of(backend);
-    while (u->frames != NULL) {
-        weir__uring_frame *f = u->frames;
-        u->frames = f->header.msg_name;
-        weir__free(u->allocator, f, sizeof *f);
-    }
+    free_frames(u);
     weir__free(u->allocator, u, sizeof *u);
 }
 

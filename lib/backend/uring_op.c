@@ -257,6 +257,7 @@ static weir__uring_frame *frame_take(weir__uring *u) {
         u->frames = f->header.msg_name;
     else
         f = weir__alloc(u->allocator, sizeof *f);
+    u->frames_were_used = true;
     return f;
 }
 

@@ -206,6 +206,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     if (loop->now - loop->ticked >= TICK_NS) {
         loop->ticked = loop->now;
         verbs->tick(loop->backend);
+        weir__range_cache_trim(&loop->ranges);
     }
     return r < 0 ? r : (int)(count < INT32_MAX ? count : INT32_MAX);
 }

@@ -26,12 +26,15 @@ weir__range *weir__range_take(weir__range_cache *cache) {
     }
     weir__range *range = cache->free;
     cache->free = range->next;
+    cache->in_use++;
+    cache->was_used = true;
     return range;
 }
 
 void weir__range_give(weir__range_cache *cache, weir__range *range) {
     range->next = cache->free;
     cache->free = range;
+    cache->in_use--;
 }
 
 void weir__range_cache_deinit(weir__range_cache *cache) {
@@ -41,6 +44,12 @@ void weir__range_cache_deinit(weir__range_cache *cache) {
         weir__free(cache->allocator, slab, sizeof *slab);
     }
     cache->free = NULL;
+}
+
+void weir__range_cache_trim(weir__range_cache *cache) {
+    if (!cache->was_used && cache->in_use == 0)
+        weir__range_cache_deinit(cache);
+    cache->was_used = false;
 }
 
 void weir__sendq_insert(weir__sendq *queue, weir__range *before, weir__range *range) {

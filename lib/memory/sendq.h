@@ -28,10 +28,14 @@ typedef struct weir__range_cache {
     const weir_allocator *allocator;
     const void *owner; /* the loop, for counting */
     weir__range *free;
-    weir__range_slab *slabs; /* freed with the loop */
+    weir__range_slab *slabs;
+    uint32_t in_use;
+    bool was_used; /* since the last trim */
 } weir__range_cache;
 
 void weir__range_cache_deinit(weir__range_cache *cache);
+/* Some time has passed: if nothing was used in all of it, its memory is given back. */
+void weir__range_cache_trim(weir__range_cache *cache);
 /* NULL: no memory. */
 weir__range *weir__range_take(weir__range_cache *cache);
 void weir__range_give(weir__range_cache *cache, weir__range *range);

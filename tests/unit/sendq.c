@@ -525,6 +525,39 @@ static void random_queue_is_the_bytes_in_order(void **state) {
     close_queue();
 }
 
+/* A burst over many connections made room for a range of each, which was held for as long as the loop was there. */
+static void ranges_go_when_none_was_used_from_one_trim_to_the_next(void **state) {
+    (void)state;
+    open_queue();
+    uint64_t blocks = atomic_load(&b.memory.live_blocks);
+    weir_slice slice = text_block("text");
+    for (int i = 0; i < 300; i++) {
+        weir__range *range = weir__range_take(&cache);
+        assert_non_null(range);
+        *range = (weir__range){ .data = slice.data, .size = slice.size, .owner = slice.owner };
+        weir__block_ref_by(slice.owner, cache.owner);
+        weir__sendq_insert(&queue, queue.last, range);
+    }
+    weir_slice_unref(&slice);
+    assert_int_equal(atomic_load(&b.memory.live_blocks), blocks + 1 + 3); /* slabs, and what they refer to */
+    weir__range_cache_trim(&cache);
+    weir__range_cache_trim(&cache);
+    assert_int_equal(queue.count, 300); /* in use */
+    weir__sendq_advance(&queue, &cache, 299 * 4);
+    weir__range_cache_trim(&cache);
+    assert_int_equal(atomic_load(&b.memory.live_blocks), blocks + 1 + 3);
+    weir__sendq_advance(&queue, &cache, 4);
+    copy("more");
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_trim(&cache); /* one was used a moment ago */
+    assert_int_equal(atomic_load(&b.memory.live_blocks), blocks + 3);
+    weir__range_cache_trim(&cache);
+    assert_int_equal(atomic_load(&b.memory.live_blocks), blocks);
+    copy("and more");
+    holds("and more");
+    close_queue();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         bench_test(pushed_slice_keeps_its_buffer),
@@ -553,6 +586,7 @@ int main(void) {
         bench_test(release_may_write_to_the_queue_that_drops_it),
         bench_test(clear_ends_also_when_releases_write),
         bench_test(random_queue_is_the_bytes_in_order),
+        bench_test(ranges_go_when_none_was_used_from_one_trim_to_the_next),
     };
     return cmocka_run_group_tests_name("sendq", tests, NULL, NULL);
 }

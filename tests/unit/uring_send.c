@@ -351,6 +351,27 @@ static void frames_are_used_again_without_allocating(void **state) {
     close_queue();
 }
 
+/* What a burst needed is not held for ever. */
+static void frames_go_when_none_was_used_from_one_tick_to_the_next(void **state) {
+    (void)state;
+    open_queue();
+    push("one", 3);
+    push("two", 3);
+    sent(send_queue(IORING_OP_SENDMSG), 0);
+    uint64_t blocks = atomic_load(&r.memory.live_blocks);
+    r.backend->verbs->tick(r.backend); /* one was used before it */
+    assert_int_equal(atomic_load(&r.memory.live_blocks), blocks);
+    script_entry *entry = send_queue(IORING_OP_SENDMSG);
+    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend); /* it is under way */
+    sent(entry, 0);
+    assert_int_equal(atomic_load(&r.memory.live_blocks), blocks);
+    r.backend->verbs->tick(r.backend);
+    assert_int_equal(atomic_load(&r.memory.live_blocks), blocks - 1);
+    sent(send_queue(IORING_OP_SENDMSG), 6);
+    close_queue();
+}
+
 static void sends_at_a_time_have_a_frame_each(void **state) {
     (void)state;
     open_queue();
@@ -419,6 +440,7 @@ int main(void) {
         rig_test(partial_count_of_a_cancelled_send_is_told),
         rig_test(failed_send_is_final),
         rig_test(frames_are_used_again_without_allocating),
+        rig_test(frames_go_when_none_was_used_from_one_tick_to_the_next),
         rig_test(sends_at_a_time_have_a_frame_each),
         rig_test(send_without_memory_for_a_frame_sends_the_first_range),
         rig_test(send_cancelled_before_it_was_submitted_gives_its_frame_back),
