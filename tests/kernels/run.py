@@ -57,8 +57,8 @@ LEFT_OUT = {
 CI_LEFT_OUT = {"heap", "pool", "pool-budget", "sendq", "sendq-mark", "sendq-short", "slice", "slice-threads"}
 
 # Besides what Meson runs alone: they fill the kernel's memory for sockets, which is little here, and the kernel then resets
-# connections, whoever's they are.
-ALONE = {"churn", "integrity", "workers"}
+# connections, whoever's they are; or two threads of theirs wait for each other, and with others on the one processor long.
+ALONE = {"churn", "integrity", "workers", "two-loops"}
 
 # What stands for the suite "conformance" in --ci in a tree that has none.
 CI_INSTEAD = {"stream-read", "stream-write", "stream-end", "pipe", "metered", "loop-watch"}
