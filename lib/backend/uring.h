@@ -73,8 +73,8 @@ typedef struct weir__uring {
     weir__link silent;   /* weir__op.link: SILENT, in order */
     weir__op wake;       /* a poll of the waker's eventfd */
     weir__uring_frame *frames; /* free ones */
-    bool frames_were_used; /* since the last tick */
-    uint32_t under_way;    /* operations that are not IDLE, wake included */
+    bool frames_were_used;     /* since the last tick */
+    uint32_t under_way;        /* operations that are not IDLE, wake included */
     uint32_t enter_flags;
     uint32_t dry_turns; /* in which a parked stream might have been served */
     int64_t close_timeout_ns;

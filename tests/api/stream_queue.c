@@ -363,6 +363,61 @@ static void a_drain_that_fills_the_queue_again_is_owed_another(void **state) {
     close(peer);
 }
 
+/* ---- a loop that runs for good ---------------------------------------------------------------------------- */
+
+/* It is told of success with what comes next, so that a send costs no turn of its own: whoever looks then finds it gone. */
+static void look(weir_timer *timer, void *userdata) {
+    witness *w = userdata;
+    (void)timer;
+    assert_int_equal(queued(w), 0);
+    assert_int_equal(stats_of(w).bytes_out, 100);
+    weir_loop_stop(weir_stream_get_loop(w->stream));
+}
+
+static void what_was_sent_is_gone_from_the_queue_when_anything_happens(void **state) {
+    test_fixture *f = *state;
+    static witness both[2];
+    weir_timer *timer;
+    uint8_t got[100];
+    for (int tcp = 0; tcp <= 1; tcp++) {
+        witness *w = &both[tcp];
+        memset(w, 0, sizeof *w);
+        int peer = witness_pair(f, w, tcp, &marks);
+        assert_int_equal(weir_stream_write(w->stream, many, 100), WEIR_WRITE_OK);
+        test_ok(weir_timer_new(f->loop, look, w, &timer));
+        test_ok(weir_timer_start(timer, 5 * ms, 0));
+        test_ok(weir_loop_run(f->loop));
+        peer_receive(peer, got, sizeof got);
+        weir_timer_unref(timer);
+        close(peer);
+    }
+}
+
+static void told(weir_stream *stream, int error, void *userdata) {
+    (void)userdata;
+    assert_int_equal(error, 0);
+    weir_loop_stop(weir_stream_get_loop(stream));
+}
+
+/* And who waits for it is told at once: nothing else would end this run. */
+static void who_waits_for_a_send_is_told_though_nothing_else_happens(void **state) {
+    test_fixture *f = *state;
+    static witness w;
+    memset(&w, 0, sizeof w);
+    int peer = witness_pair(f, &w, true, &marks);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(weir_stream_write(w.stream, many, 100), WEIR_WRITE_OK);
+        test_ok(weir_stream_flush(w.stream, told, NULL));
+        test_ok(weir_loop_run(f->loop));
+    }
+    w.drains = 0;
+    assert_int_equal(weir_stream_write(w.stream, many, 5000), WEIR_WRITE_FULL);
+    test_ok(weir_stream_flush(w.stream, told, NULL));
+    test_ok(weir_loop_run(f->loop));
+    assert_int_equal(w.drains, 1);
+    close(peer);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         queue_test(parts_keep_their_order_and_only_uncounted_ones_are_copied),
@@ -377,6 +432,8 @@ int main(void) {
         queue_test(shutdown_and_close_send_what_is_corked),
         queue_test(drain_is_told_at_the_low_mark_and_not_a_byte_above),
         queue_test(a_drain_that_fills_the_queue_again_is_owed_another),
+        queue_test(what_was_sent_is_gone_from_the_queue_when_anything_happens),
+        queue_test(who_waits_for_a_send_is_told_though_nothing_else_happens),
     };
     return cmocka_run_group_tests_name("stream-queue", tests, NULL, NULL);
 }
