@@ -101,12 +101,16 @@ static void tell_open(weir_stream *stream) {
         stream->callbacks->on_open(stream, stream->userdata);
 }
 
-/* Would anything but references come of it, if all that is queued were taken? Who runs single turns may look at the queue
- * after each. */
+/* Would anything come of it if all that is queued were taken, but references of our own loop's memory, which is not short?
+ * Another loop may wait for its buffers. And who runs single turns may look at the queue after each. */
 static bool is_quiet(const weir_stream *stream) {
-    return !stream->wants_shutdown && !stream->wants_close && !stream->is_full_told && !stream->is_pipe_full &&
-           stream->state == WEIR_STREAM_OPEN && stream->loop->is_unwatched && stream->flushes == NULL &&
-           stream->queue.count == 1 && stream->queue.first->owner->kind != WEIR__BLOCK_EXTERNAL;
+    const weir_loop *loop = stream->loop;
+    if (stream->wants_shutdown || stream->wants_close || stream->is_full_told || stream->is_pipe_full ||
+        stream->state != WEIR_STREAM_OPEN || !loop->is_unwatched || stream->flushes != NULL ||
+        stream->queue.count != 1)
+        return false;
+    const weir_block *block = stream->queue.first->owner;
+    return block->pool == loop->pool && block->kind != WEIR__BLOCK_EXTERNAL && !weir__pool_is_short(loop->pool);
 }
 
 /* Is it better to wait for more to be written? Not while somebody waits for the low mark. */

@@ -42,7 +42,7 @@ MEMORY_MIB = 512
 MACHINES = 2  # at a time
 MACHINE_S = 1500  # from power on to power off
 SLOWER = 6  # a test may take so many times its limit on a real machine
-PATIENCE_S = 240  # of a test that waits for something to happen
+PATIENCE_S = 90  # of a test that waits for something to happen
 TAIL = 25  # lines of a console or of a test's output
 
 # What says nothing under emulation.
