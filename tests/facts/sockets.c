@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* Sends, accepts, connects, watches, and what ends requests that are under way. */
-#include <time.h>
 #include "facts/facts.h"
 
 enum { LARGE = 1 << 20 };
@@ -51,7 +50,6 @@ static void send_to_a_full_socket_waits_for_room(void) {
 /* Until there is no room for a single byte, and none is made a moment later: TCP's acknowledgements may be on their way, and
  * where no segment fits, bytes may. */
 static void fill(void) {
-    const struct timespec moment = { .tv_nsec = 50000000 };
     for (int i = 0; i < 100000 && weir__sys_send(ends[0], large, 4096) > 0; i++)
         ;
     for (int i = 0, refusals = 0; i < 100000 && refusals < 3; i++) {
@@ -59,7 +57,7 @@ static void fill(void) {
             refusals = 0;
         } else {
             refusals++;
-            nanosleep(&moment, NULL);
+            facts_edge_pause();
         }
     }
 }

@@ -52,14 +52,12 @@ static bool take(receives *list, uint64_t user_data) {
 bool (*sim_is_out_of_order)(uint64_t user_data);
 
 void sim_starve(const request *r) {
-    bool is_back = take(&hopeful, r->sqe.user_data);
-    if (take(&loose, r->sqe.user_data)) {
-        add(&loose, r->sqe.user_data);
+    bool is_back = take(&hopeful, r->sqe.user_data), is_loose = take(&loose, r->sqe.user_data);
+    if (is_loose || starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted ||
+        (sim_is_out_of_order != NULL && sim_is_out_of_order(r->sqe.user_data))) {
+        add(&loose, r->sqe.user_data); /* from now on, too: it may come back */
         return;
     }
-    if (starved.count == sizeof starved.user_data / sizeof *starved.user_data || r->is_unwanted ||
-        (sim_is_out_of_order != NULL && sim_is_out_of_order(r->sqe.user_data)))
-        return;
     sim_note("descriptor %d found no buffer%s", r->socket->fd, is_back ? ", again" : "");
     size_t i = starved.count++;
     starved.overtaken[i] = 0;
