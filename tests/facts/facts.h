@@ -27,7 +27,6 @@ extern const unsigned facts_rounds; /* how often each fact is tried */
 /* NULL, or why this kernel cannot be asked. */
 const char *facts_edge_missing(void);
 void facts_edge_begin(unsigned round);
-void facts_edge_pause(void); /* for what the kernel has to do on its own */
 void facts_edge_end(void);
 /* Is this kernel older than Linux @major.@minor? The simulated one is 6.18. */
 bool is_before(unsigned major, unsigned minor);

@@ -2,7 +2,6 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "facts/facts.h"
 
@@ -29,11 +28,6 @@ void facts_edge_begin(unsigned round) {
     if (limit.rlim_cur > 256)
         limit.rlim_cur = 256;
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
-void facts_edge_pause(void) {
-    const struct timespec pause = { .tv_nsec = 50000000 };
-    nanosleep(&pause, NULL);
 }
 
 void facts_edge_end(void) {

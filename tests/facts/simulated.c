@@ -26,9 +26,6 @@ void facts_edge_begin(unsigned round) {
     workers = 0;
 }
 
-void facts_edge_pause(void) {
-}
-
 void facts_edge_end(void) {
     for (size_t i = 0; i < sim.socket_count; i++) {
         free(sim.sockets[i]->received.data);
