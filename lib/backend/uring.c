@@ -3,7 +3,7 @@
 #include "base/fork.h"
 #include "edge/sys.h"
 
-/* The turns of an io_uring and its life: everything about single operations is in uring_op.c. */
+/* The turns of an io_uring and its life: everything about single operations is in uring_op.c and uring_receive.c. */
 
 enum { MOST_DRY_TURNS = 8 };
 

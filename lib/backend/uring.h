@@ -2,8 +2,9 @@
 #ifndef WEIR_BACKEND_URING_H
 #define WEIR_BACKEND_URING_H
 
-/* The io_uring backend: uring.c turns and closes, uring_op.c carries out operations, uring_private.c receives without the
- * buffer ring, uring_group.c keeps that, uring_setup.c finds out what this kernel can do. */
+/* The io_uring backend: uring.c turns and closes, uring_op.c carries out operations, uring_receive.c takes what receives
+ * bring, uring_private.c receives without the buffer ring, uring_group.c keeps that, uring_setup.c finds out what this
+ * kernel can do. */
 
 #include "backend/backend.h"
 #include "backend/waker.h"
@@ -53,6 +54,12 @@ int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const 
 void weir__uring_group_park(weir__uring_group *group, weir__op *op);
 void weir__uring_group_unpark(weir__uring_group *group, weir__op *op);
 
+/* An operation's state and cancel; uring_op.c draws them. */
+enum weir__uring_state { IDLE, WAITING, ARMED, SILENT, PARKED, FINISHED, HELD };
+/* How far a cancellation is: wanted but without a submission entry yet, in the kernel, or answered by it with success,
+ * so that the target's completion is on its way. */
+enum weir__uring_cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
+
 enum { WEIR__FRAME_VECTORS = 64 };
 
 /* A gathered send: the kernel looks at it until its completion. */
@@ -92,7 +99,7 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
     return WEIR__CONTAINER(backend, weir__uring, base);
 }
 
-/* The verbs of backend.h that uring_op.c has. */
+/* The verbs of backend.h that uring_op.c and uring_receive.c have. */
 void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
 bool weir__uring_is_starved(const weir__op *op);
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
@@ -115,6 +122,11 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
 unsigned weir__uring_settle_silent(weir__uring *u);
 /* About a second has passed: look at receives that have been silent in it. */
 void weir__uring_look_again(weir__uring *u);
+/* The kernel has ended it, and it is not to be started again. */
+void weir__uring_finish(weir__uring *u, weir__op *op, int32_t result);
+/* A receive's completion; or that of the poll that it waits with. */
+void weir__uring_received(weir__uring *u, weir__op *op, const weir__cqe *cqe);
+void weir__uring_readable(weir__uring *u, weir__op *op, int32_t result);
 /* The last of an operation. Its owner may start it again, or free it, inside. */
 void weir__uring_deliver_final(weir__uring *u, weir__op *op, int32_t result);
 /* Likewise, but in the next dispatch. */

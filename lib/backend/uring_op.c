@@ -2,7 +2,6 @@
 #include <poll.h>
 
 #include "backend/uring.h"
-#include "edge/sys.h"
 
 /*
  * Operations over io_uring. The life of one:
@@ -24,11 +23,6 @@
  * there was none of it, it has succeeded. That saves a completion, and where little happens the enter that would wake for
  * it alone. It cannot be cancelled, and need not be: it lasts no longer than a turn.
  */
-
-enum op_state { IDLE, WAITING, ARMED, SILENT, PARKED, FINISHED, HELD };
-/* How far a cancellation is: wanted but without a submission entry yet, in the kernel, or answered by it with success,
- * so that the target's completion is on its way. */
-enum cancel_state { CANCEL_NONE, CANCEL_WANTED, CANCEL_ARMED, CANCEL_ANSWERED };
 
 /* user_data is an operation's address; the lowest bit tells its cancellation's completion from its own. */
 enum { TAG_CANCEL = 1 };
@@ -91,7 +85,7 @@ void weir__uring_finish_later(weir__uring *u, weir__op *op, int32_t result) {
 }
 
 /* The kernel has ended it, and it is not to be started again. */
-static void finish(weir__uring *u, weir__op *op, int32_t result) {
+void weir__uring_finish(weir__uring *u, weir__op *op, int32_t result) {
     /* An error that the look found is told by the socket no more: a receive after it finds a mere end. */
     if (op->kind == WEIR__OP_RECEIVE && (op->size & WEIR__RECEIVE_FAILED) != 0 &&
         (result == -ECANCELED || result == 0))
@@ -233,24 +227,6 @@ void weir__uring_submit_waiting(weir__uring *u) {
 
 /* ---- the verbs that start --------------------------------------------------------------------------- */
 
-/* A receive is to have a limit, and the kernel has none. */
-static uint32_t without_limits(uint32_t how) {
-    return (how & WEIR__RECEIVE_WISHED) != 0 ? 0 : how | WEIR__RECEIVE_BY_POLL;
-}
-
-void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish) {
-    weir__uring *u = weir__uring_of(backend);
-    uint32_t how = limit_bytes > 0 ? WEIR__RECEIVE_LIMITED | (is_wish ? WEIR__RECEIVE_WISHED : 0) : 0;
-    if (how != 0 && u->has_no_limits)
-        how = without_limits(how);
-    weir__uring_start(u, op, WEIR__OP_RECEIVE, fd, NULL, how);
-    op->limit = limit_bytes;
-}
-
-bool weir__uring_is_starved(const weir__op *op) {
-    return op->state == PARKED;
-}
-
 static weir__uring_frame *frame_take(weir__uring *u) {
     weir__uring_frame *f = u->frames;
     if (f != NULL)
@@ -300,7 +276,7 @@ void weir__uring_cancel(weir__backend *backend, weir__op *op) {
     weir__uring *u = weir__uring_of(backend);
     if (op->kind == WEIR__OP_RECEIVE)
         op->size &= ~(uint32_t)WEIR__RECEIVE_RETAKEN; /* it is the owner's wish now */
-    switch ((enum op_state)op->state) {
+    switch ((enum weir__uring_state)op->state) {
     case WAITING:
         weir__list_remove(&op->link);
         weir__uring_finish_later(u, op, -ECANCELED);
@@ -336,168 +312,6 @@ void weir__uring_park(weir__uring *u, weir__op *op) {
     weir__uring_group_park(&u->group, op);
 }
 
-static void mistrust(weir__uring *u) {
-    u->is_mistrusted = true;
-}
-
-/*
- * The end that is never told. A multishot receive stops when its socket says that it holds nothing more, and goes back
- * to its poll, which tells of changes. If the peer wrote and ended (a Unix socket) or reset (TCP, too), both wake-ups may
- * have been taken for one; and a receive that polled first may have found both there already. Then no change is left to
- * tell of, and the stream would hang for ever (seen on 6.18).
- *
- * So after bytes with which a socket says that it is empty its receive is doubtful: it is looked at as soon as it has
- * been silent from one look around to the next, at once if it polled first. If that finds an end or an error, the receive
- * is taken back. An error is its result then, since it is told once and a receive would not hear of it again. An end is
- * not, since a send may have the error, and its completion be in the queue still: a new receive finds the end in order.
- */
-static void look_for_end(weir__uring *u, weir__op *op) {
-    int r = weir__sys_peek(op->fd);
-    if (r > 0 || r == -EAGAIN || r == -EINTR)
-        return;
-    op->result = r;
-    weir__uring_cancel(&u->base, op);
-    op->size |= r < 0 ? WEIR__RECEIVE_FAILED : WEIR__RECEIVE_RETAKEN;
-}
-
-static void doubt(weir__uring *u, weir__op *op) {
-    if ((op->size & WEIR__RECEIVE_POLLED_FIRST) != 0) {
-        op->size &= ~(uint32_t)WEIR__RECEIVE_POLLED_FIRST;
-        look_for_end(u, op);
-        return;
-    }
-    op->size |= WEIR__RECEIVE_FRESH;
-    if (!weir__link_is_listed(&op->link))
-        weir__list_append(&u->doubtful, &op->link);
-}
-
-void weir__uring_look_again(weir__uring *u) {
-    enum { MOST_LOOKS = 1024 }; /* a system call each; the others have their turn at the next tick */
-    weir__link doubtful, *link;
-    unsigned looks = 0;
-    weir__list_move(&u->doubtful, &doubtful);
-    while ((link = weir__list_take_first(&doubtful)) != NULL) {
-        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
-        bool is_fresh = (op->size & WEIR__RECEIVE_FRESH) != 0;
-        op->size &= ~(uint32_t)WEIR__RECEIVE_FRESH;
-        if (!is_fresh && looks++ < MOST_LOOKS)
-            look_for_end(u, op);
-        else
-            weir__list_append(&u->doubtful, &op->link);
-    }
-}
-
-static void bring(weir__uring *u, weir__op *op, const weir__completion *completion) {
-    u->base.stats.slices++;
-    u->base.stats.bytes_in += (uint64_t)completion->result;
-    op->size &= ~(uint32_t)WEIR__RECEIVE_KEEPS_PLACE;
-    op->complete(op, completion);
-}
-
-static bool may_have_missed_its_end(const weir__op *op, const weir__cqe *cqe) {
-    return (cqe->flags & IORING_CQE_F_SOCK_NONEMPTY) == 0 && op->state == ARMED && op->cancel == CANCEL_NONE;
-}
-
-/* What nearly always comes: bytes in a buffer of the group's, and more may follow. */
-static bool is_plain(const weir__uring *u, const weir__op *op, const weir__cqe *cqe) {
-    const uint32_t plain = IORING_CQE_F_MORE | IORING_CQE_F_BUFFER;
-    return cqe->res > 0 && (cqe->flags & plain) == plain && op->group == u->group.id &&
-           (op->size & WEIR__RECEIVE_LIMITED) == 0 && !u->is_mistrusted;
-}
-
-static void received_otherwise(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
-    weir__completion completion = { .result = cqe->res };
-    bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0, is_lost = false;
-    if (is_over)
-        weir__list_remove(&op->link); /* of the doubtful ones, or of those that wait for a cancellation */
-    if (op->group != u->group.id || u->is_mistrusted) {
-        is_lost = true; /* whose bytes these are cannot be known */
-    } else if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
-        size_t bytes = cqe->res > 0 ? (size_t)cqe->res : 0;
-        if (weir__pool_commit(u->group.pool, cqe->flags >> IORING_CQE_BUFFER_SHIFT, bytes,
-                              (cqe->flags & IORING_CQE_F_BUF_MORE) != 0, &completion.slice) < 0) {
-            mistrust(u);
-            is_lost = true;
-        }
-    } else if (cqe->res > 0) {
-        mistrust(u); /* bytes without a buffer cannot be */
-        is_lost = true;
-    }
-    if (is_lost) {
-        if (is_over)
-            finish(u, op, -EILSEQ);
-        else
-            weir__uring_cancel(&u->base, op);
-        return;
-    }
-    if (is_over && (op->size & WEIR__RECEIVE_RETAKEN) != 0 && op->cancel == CANCEL_WANTED)
-        op->cancel = CANCEL_NONE; /* it is over by itself, and need not be taken back to go on */
-    bool has_data = cqe->res > 0, is_limited = (op->size & WEIR__RECEIVE_LIMITED) != 0;
-    if (is_limited && has_data)
-        op->limit -= weir__min_u64(op->limit, (uint64_t)cqe->res);
-    bool is_spent = is_limited && op->limit == 0;
-    bool is_refused = cqe->res == -EINVAL && (op->size & WEIR__RECEIVE_CAPPED) != 0;
-    if (is_over) {
-        if (is_refused && op->cancel == CANCEL_NONE) { /* before 6.17 */
-            u->has_no_limits = true;
-            op->size = is_limited ? without_limits(op->size) : op->size;
-            weir__uring_rearm(u, op);
-            return;
-        }
-        if (is_spent || op->cancel != CANCEL_NONE ||
-            (cqe->res <= 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED && cqe->res != -EINTR &&
-             cqe->res != -EAGAIN)) {
-            /* Over for good. Data goes first; the operation is still the backend's while it is looked at. */
-        } else if (cqe->res == -ENOBUFS) {
-            weir__pool_starve(u->group.pool);
-            weir__uring_park(u, op);
-            return;
-        } else {
-            weir__uring_rearm(u, op);
-            is_over = false;
-        }
-    }
-    if (has_data)
-        bring(u, op, &completion);
-    bool is_reason =
-        cqe->res != -ENOBUFS && cqe->res != -EINTR && cqe->res != -EAGAIN && !is_refused; /* or it was cancelled */
-    if (is_over)
-        finish(u, op, has_data || !is_reason ? -ECANCELED : cqe->res);
-    else if (is_spent)
-        weir__uring_cancel(&u->base, op); /* the kernel should have stopped */
-    else if (may_have_missed_its_end(op, cqe))
-        doubt(u, op);
-}
-
-static void received(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
-    weir__completion completion = { .result = cqe->res };
-    if (WEIR__UNLIKELY(!is_plain(u, op, cqe))) {
-        received_otherwise(u, op, cqe);
-    } else if (WEIR__LIKELY(weir__pool_commit(u->group.pool, cqe->flags >> IORING_CQE_BUFFER_SHIFT,
-                                              (size_t)cqe->res, (cqe->flags & IORING_CQE_F_BUF_MORE) != 0,
-                                              &completion.slice) >= 0)) {
-        bring(u, op, &completion);
-        if (may_have_missed_its_end(op, cqe))
-            doubt(u, op);
-    } else {
-        mistrust(u);
-        weir__uring_cancel(&u->base, op);
-    }
-}
-
-/* A receive by poll: something has come, or the end. */
-static void readable(weir__uring *u, weir__op *op, int32_t result) {
-    bool is_wait = result >= 0 || result == -ECANCELED || result == -EINTR || result == -EAGAIN;
-    if (op->cancel != CANCEL_NONE)
-        finish(u, op, -ECANCELED);
-    else if (!is_wait)
-        finish(u, op, result);
-    else if (result < 0)
-        weir__uring_rearm(u, op);
-    else
-        weir__uring_receive_private(u, op);
-}
-
 /* A send, or its wait for room, which is no answer but a reason to try again. */
 static void sent(weir__uring *u, weir__op *op, int32_t result) {
     bool is_wait = op->kind == WEIR__OP_SEND_ROOM;
@@ -516,7 +330,7 @@ static void sent(weir__uring *u, weir__op *op, int32_t result) {
         }
         wait_for_entry(u, op);
     } else {
-        finish(u, op, is_wait && result >= 0 ? -ECANCELED : result);
+        weir__uring_finish(u, op, is_wait && result >= 0 ? -ECANCELED : result);
     }
 }
 
@@ -548,7 +362,7 @@ static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     if (cqe->res >= 0)
         op->complete(op, &(weir__completion){ .result = cqe->res });
     if (is_over)
-        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+        weir__uring_finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
 }
 
 static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
@@ -560,7 +374,7 @@ static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     if (cqe->res > 0)
         op->complete(op, &(weir__completion){ .result = cqe->res });
     if (is_over)
-        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+        weir__uring_finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
 }
 
 /*
@@ -581,14 +395,14 @@ static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         if (events > 0)
             weir__uring_cancel(&u->base, op);
     } else if (events > 0) {
-        finish(u, op, is_send ? 0 : events); /* nothing was sent yet, and now there is room */
+        weir__uring_finish(u, op, is_send ? 0 : events); /* nothing was sent yet, and now there is room */
     } else if (op->cancel == CANCEL_NONE && (cqe->res >= 0 || cqe->res == -ECANCELED)) {
         if (op->kind == WEIR__OP_POLL && cqe->res > 0)
             op->kind = WEIR__OP_POLL_CHANGES;
         op->result = 0;
         weir__uring_rearm(u, op);
     } else {
-        finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
+        weir__uring_finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
     }
 }
 
@@ -619,9 +433,9 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
     switch ((enum weir__op_kind)op->kind) {
     case WEIR__OP_RECEIVE:
         if (WEIR__UNLIKELY((op->size & WEIR__RECEIVE_BY_POLL) != 0))
-            readable(u, op, cqe->res);
+            weir__uring_readable(u, op, cqe->res);
         else
-            received(u, op, cqe);
+            weir__uring_received(u, op, cqe);
         break;
     case WEIR__OP_SEND:
     case WEIR__OP_SEND_ROOM:
@@ -632,7 +446,7 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe) {
         accepted(u, op, cqe);
         break;
     case WEIR__OP_CONNECT:
-        finish(u, op, cqe->res);
+        weir__uring_finish(u, op, cqe->res);
         break;
     case WEIR__OP_WATCH:
     case WEIR__OP_WAKE:
