@@ -11,6 +11,7 @@ enum {
     CERTAIN = 256,
     LIKELY = 128,
     TRIED_ONE_IN = 64, /* gaps that are not likely to be short */
+    FEW = 4,           /* completions that are worth a spin */
     LOOKS_A_TIME = 4   /* between two looks at the clock */
 };
 
@@ -43,13 +44,8 @@ static void refill(weir__spin *spin, int64_t now) {
         spin->allowance_ns = spin->longest_ns;
 }
 
-static bool is_worth_it(weir__spin *spin) {
-    if (spin->mode == WEIR_BUSY_POLL_FIXED || spin->chance >= LIKELY)
-        return true;
-    if (++spin->unspun < TRIED_ONE_IN)
-        return false;
-    spin->unspun = 0;
-    return true;
+static bool is_worth_it(const weir__spin *spin) {
+    return spin->mode == WEIR_BUSY_POLL_FIXED || spin->chance >= LIKELY || spin->unspun + 1 >= TRIED_ONE_IN;
 }
 
 /* What is cut short by the share seldom pays, so half of a spin is saved up first. */
@@ -64,7 +60,8 @@ int64_t weir__spin_plan(weir__spin *spin, int64_t now) {
     if (!spin->is_in_gap) {
         spin->is_in_gap = true;
         spin->gap_began_at = now;
-        spin->spin_until_at = now + (is_worth_it(spin) ? spin->longest_ns : 0);
+        spin->spin_until_at = is_worth_it(spin) ? now + spin->longest_ns : now;
+        spin->unspun = is_worth_it(spin) ? 0 : spin->unspun + 1;
     }
     int64_t left = spin->spin_until_at - now; /* a sleep may have been cut short, and this be the same gap */
     if (left <= 0)
@@ -80,11 +77,11 @@ void weir__spin_spent(weir__spin *spin, int64_t spent_ns, bool has_paid) {
     spin->spun_ns += (uint64_t)spent_ns;
 }
 
-void weir__spin_came(weir__spin *spin, int64_t at) {
+void weir__spin_came(weir__spin *spin, int64_t at, uint64_t count) {
     if (!spin->is_in_gap)
         return;
     spin->is_in_gap = false;
-    if (at - spin->gap_began_at <= spin->longest_ns)
+    if (at - spin->gap_began_at <= spin->longest_ns && count <= FEW)
         spin->chance += (CERTAIN - spin->chance) / 2;
     else
         spin->chance -= spin->chance / 4;
@@ -109,15 +106,13 @@ static int look_out(weir_loop *loop, int64_t began, int64_t most_ns, int64_t *re
     } while (r == 0 && !has_work && now - began < most_ns);
     *ret_spent_ns = now - began;
     weir__spin_spent(&loop->spin, now - began, r > 0 || has_work);
-    if (r > 0 || has_work)
-        weir__spin_came(&loop->spin, now);
     return r;
 }
 
-/* What was started is handed over first. What has come by then, sends that complete at once mostly, was worth no spin,
- * and says nothing of gaps. */
+/* Who is about to spin hands over first what was started. What has come by then, sends that complete at once mostly, was
+ * worth no spin, and says nothing of gaps. */
 static int spin(weir_loop *loop, int64_t *sleep_ns) {
-    int r = loop->backend->verbs->look(loop->backend);
+    int r = is_worth_it(&loop->spin) ? loop->backend->verbs->look(loop->backend) : 0;
     if (r != 0)
         return r;
     int64_t began = weir__sys_now(), most_ns = weir__spin_plan(&loop->spin, began), spent_ns;
@@ -131,9 +126,10 @@ static int spin(weir_loop *loop, int64_t *sleep_ns) {
 /* The waker is not told that the loop sleeps while it spins, so that a post costs no system call. */
 int weir__loop_spin(weir_loop *loop, int64_t sleep_ns) {
     const weir__backend_stats *stats = &loop->backend->stats;
+    uint64_t count = stats->completions - loop->spin.completions;
     int r = 0;
-    if (stats->completions != loop->spin.completions)
-        weir__spin_came(&loop->spin, loop->spin.awake_at);
+    if (count > 0)
+        weir__spin_came(&loop->spin, loop->spin.awake_at, count);
     if (sleep_ns > 0 && loop->phase == WEIR__PHASE_RUNNING && !weir__loop_has_work(loop))
         r = spin(loop, &sleep_ns);
     if (r == 0)
@@ -141,6 +137,6 @@ int weir__loop_spin(weir_loop *loop, int64_t sleep_ns) {
     loop->spin.completions = stats->completions;
     loop->spin.awake_at = weir__sys_now();
     if (weir__loop_has_work(loop)) /* a post has woken it: no completion tells of that over epoll */
-        weir__spin_came(&loop->spin, loop->spin.awake_at);
+        weir__spin_came(&loop->spin, loop->spin.awake_at, 1);
     return r < 0 ? r : 0;
 }

@@ -10,9 +10,10 @@
  * from then on, whatever timers it has.
  *
  *   FIXED      the beginning of each gap
- *   ADAPTIVE   of those gaps that are likely to be short. A gap that was short, slept through or not, makes that much more
- *              likely, a long one less: what one short gap starts three long ones in a row end. What a sleep adds to a gap
- *              may make it look long, so one in some dozens is tried, too.
+ *   ADAPTIVE   of those gaps that are likely to be short and to end with little. One that did, slept through or not, makes
+ *              that much more likely, another less: what one short gap starts three others in a row end. With much the
+ *              price of waking up is shared, and spinning would only cost. What a sleep adds to a gap may make it look
+ *              long, so one in some dozens is tried, too.
  *
  * Both are held to a share of the time, by an allowance that grows with it and is spent by spinning. It never holds more
  * than one spin, which is taken off the rate, so that the share is kept in every WEIR__SPIN_WINDOW_NS and not only in
@@ -32,7 +33,7 @@ typedef struct weir__spin {
     uint32_t mode; /* enum weir_busy_poll */
     bool is_in_gap;
     bool is_unlimited;     /* the share is a whole core */
-    uint32_t chance;       /* that the next gap is short, of 256 */
+    uint32_t chance;       /* that the next gap is worth it, of 256 */
     uint32_t unspun;       /* gaps in a row that were not tried */
     int64_t longest_ns;    /* to spin at the beginning of a gap */
     int64_t rate_ns;       /* that may be spun in a window, besides what was saved up */
@@ -52,7 +53,7 @@ int weir__spin_configure(weir__spin *spin, uint32_t mode, int64_t longest_ns, ui
 int64_t weir__spin_plan(weir__spin *spin, int64_t now);
 /* That is what was done, and something came of it or did not. */
 void weir__spin_spent(weir__spin *spin, int64_t spent_ns, bool has_paid);
-/* Something has come, and the gap, if it is in one, was over @at. */
-void weir__spin_came(weir__spin *spin, int64_t at);
+/* So much has come, and the gap, if it is in one, was over @at. */
+void weir__spin_came(weir__spin *spin, int64_t at, uint64_t count);
 
 #endif

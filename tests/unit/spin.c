@@ -20,7 +20,7 @@ static int64_t live_through(weir__spin *spin, int64_t *now, int64_t gap_ns) {
     if (plan > 0)
         weir__spin_spent(spin, spun, plan >= gap_ns);
     *now += gap_ns;
-    weir__spin_came(spin, *now);
+    weir__spin_came(spin, *now, 1);
     return spun;
 }
 
@@ -51,7 +51,7 @@ static void a_gap_has_one_spin_in_all(void **state) {
     weir__spin_spent(&spin, 30 * US, false);
     assert_int_equal(weir__spin_plan(&spin, start + 50 * US), 0);
     assert_int_equal(weir__spin_plan(&spin, start + 51 * US), 0);
-    weir__spin_came(&spin, start + 60 * US);
+    weir__spin_came(&spin, start + 60 * US, 1);
     assert_int_equal(weir__spin_plan(&spin, start + 61 * US), 50 * US);
 }
 
@@ -90,7 +90,7 @@ static void adaptive_finds_out_what_sleeping_hides(void **state) {
         if (spins)
             weir__spin_spent(&spin, GAP, true);
         now += spins ? GAP : GAP + WAKE_UP;
-        weir__spin_came(&spin, now);
+        weir__spin_came(&spin, now, 1);
         spun += spins;
     }
     assert_in_range(spun, 1000 - 64, 1000);
@@ -104,6 +104,28 @@ static void two_short_gaps_in_three_are_enough(void **state) {
     for (int i = 0; i < 100; i++) {
         assert_int_equal(spins_in(&spin, &now, 1 * MS, 1), 1);
         assert_int_equal(spins_in(&spin, &now, 20 * US, 2), 2);
+    }
+}
+
+/* A wake-up that brings much is cheap for each of what it brings. */
+static void adaptive_leaves_gaps_that_end_with_much(void **state) {
+    (void)state;
+    enum { FEW = 4 };
+    weir__spin spin = configured(WEIR_BUSY_POLL_ADAPTIVE, 50 * US, 100);
+    int64_t now = start;
+    for (uint64_t count = FEW; count <= FEW + 1; count++) {
+        uint64_t before = spin.spins;
+        (void)spins_in(&spin, &now, 20 * US, 10); /* with one each */
+        for (int i = 0; i < 640; i++) {
+            int64_t plan = weir__spin_plan(&spin, now);
+            if (plan > 0)
+                weir__spin_spent(&spin, 20 * US, true);
+            weir__spin_came(&spin, now += 20 * US, count);
+        }
+        if (count == FEW)
+            assert_in_range(spin.spins - before, 640, 650);
+        else
+            assert_in_range(spin.spins - before, 20, 24); /* the ten, what they began, and one in 64 */
     }
 }
 
@@ -200,10 +222,10 @@ static void spin_that_was_too_long_is_made_up_for(void **state) {
     weir__spin spin = configured(WEIR_BUSY_POLL_FIXED, 50 * US, 50);
     assert_int_equal(weir__spin_plan(&spin, start), 50 * US);
     weir__spin_spent(&spin, 4 * MS, true); /* another had the processor */
-    weir__spin_came(&spin, start + 4 * MS);
+    weir__spin_came(&spin, start + 4 * MS, 1);
     for (int64_t at = 4 * MS; at < 8 * MS; at += 100 * US) {
         assert_int_equal(weir__spin_plan(&spin, start + at), 0);
-        weir__spin_came(&spin, start + at + 10 * US);
+        weir__spin_came(&spin, start + at + 10 * US, 1);
     }
     assert_true(weir__spin_plan(&spin, start + 9 * MS) > 0);
 }
@@ -238,6 +260,7 @@ int main(void) {
         cmocka_unit_test(adaptive_finds_out_what_pays),
         cmocka_unit_test(adaptive_finds_out_what_sleeping_hides),
         cmocka_unit_test(two_short_gaps_in_three_are_enough),
+        cmocka_unit_test(adaptive_leaves_gaps_that_end_with_much),
         cmocka_unit_test(fixed_spins_whatever_comes),
         cmocka_unit_test(the_share_is_kept_in_every_window),
         cmocka_unit_test(spin_that_was_too_long_is_made_up_for),
