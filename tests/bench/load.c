@@ -28,11 +28,12 @@ static _Noreturn void usage(const char *wrong) {
     fputs(
         "usage: load --workload echo|proxy|sink|source|churn --server NAME:PORT:PID [--server ...]\n"
         "            [--connections 50] [--size 64] [--depth 1] [--rounds 1] [--slice-ms 120] [--seed 1] "
-        "[--verify]\n"
+        "[--verify] [--spin]\n"
         "       load --workload hold|idle --connections N --server NAME:PORT:PID    orders on stdin:\n"
         "            burst SIZE (idle) | send BYTES (hold) | quit\n"
         "       load --workload slow --upstream-port PORT --rate BYTES_PER_S --seconds S --server NAME:PORT:PID\n"
         "            'go' on stdin starts it\n"
+        "--spin never sleeps: how long an answer takes is then the server's doing alone.\n"
         "--verify compares what comes back byte for byte; of a sink nothing does, and a source's is not known.\n",
         stderr);
     exit(2);
@@ -86,6 +87,7 @@ enum {
     O_SLICE,
     O_SEED,
     O_VERIFY,
+    O_SPIN,
     O_UPSTREAM,
     O_RATE,
     O_SECONDS,
@@ -100,6 +102,7 @@ static const struct option names[] = {
     { "slice-ms", required_argument, NULL, O_SLICE },
     { "seed", required_argument, NULL, O_SEED },
     { "verify", no_argument, NULL, O_VERIFY },
+    { "spin", no_argument, NULL, O_SPIN },
     { "upstream-port", required_argument, NULL, O_UPSTREAM },
     { "rate", required_argument, NULL, O_RATE },
     { "seconds", required_argument, NULL, O_SECONDS },
@@ -132,6 +135,9 @@ static void take(struct load_options *options, int option, char *value) {
         break;
     case O_VERIFY:
         options->verify = true;
+        break;
+    case O_SPIN:
+        options->spin = true;
         break;
     case O_UPSTREAM:
         options->upstream_port = (uint16_t)number(value, "upstream-port", 1, 65535);

@@ -43,6 +43,7 @@ struct load_options {
     size_t size;
     uint64_t seed;
     bool verify;
+    bool spin; /* never sleep, so that only the server has to be woken */
     uint16_t upstream_port;
     uint64_t rate_bytes; /* a second */
     unsigned seconds;

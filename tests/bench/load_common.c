@@ -66,7 +66,12 @@ int load_socket(uint64_t number) {
  * would be a tenth of what the load costs. */
 void load_turn(struct load *load, uint64_t until_ns) {
     load->engine->flush(load);
-    load_ring_wait(&load->ring, load_now_ns(CLOCK_MONOTONIC), until_ns);
+    load->now_ns = load_now_ns(CLOCK_MONOTONIC);
+    if (load->options->spin)
+        while (!load_ring_look(&load->ring) && load->now_ns < until_ns)
+            load->now_ns = load_now_ns(CLOCK_MONOTONIC);
+    else
+        load_ring_wait(&load->ring, load->now_ns, until_ns);
     load->now_ns = load_now_ns(CLOCK_MONOTONIC);
     struct io_uring_cqe *cqe;
     unsigned head;

@@ -57,6 +57,11 @@ void load_ring_submit(struct load_ring *ring) {
     check(io_uring_submit(&ring->uring), "submitting");
 }
 
+bool load_ring_look(struct load_ring *ring) {
+    check(io_uring_submit_and_get_events(&ring->uring), "looking");
+    return io_uring_cq_ready(&ring->uring) > 0;
+}
+
 void load_ring_wait(struct load_ring *ring, uint64_t now_ns, uint64_t until_ns) {
     uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : 0;
     struct __kernel_timespec timeout = {

@@ -6,6 +6,7 @@
  * looked at and given back at once, so that few buffers serve all connections and stay in the cache. */
 
 #include <liburing.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { LOAD_GROUP = 1, LOAD_BUFFERS_MAX = 512 };
@@ -31,6 +32,9 @@ void load_ring_close(struct load_ring *ring);
 void load_ring_submit(struct load_ring *ring);
 /* Submits, and waits for a completion, but not beyond @until_ns. */
 void load_ring_wait(struct load_ring *ring, uint64_t now_ns, uint64_t until_ns);
+
+/* Submits. Return: something is complete. */
+bool load_ring_look(struct load_ring *ring);
 
 /* An entry, with room for @count in one submission: what is linked must not be torn. */
 static inline struct io_uring_sqe *load_ring_sqe(struct load_ring *ring, unsigned count) {

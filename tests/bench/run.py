@@ -234,6 +234,8 @@ class Bench:
     def arguments(self, workload, batches):
         options = self.options
         more = ["--rounds", self.rounds(batches), "--slice-ms", options.slice_ms, "--seed", options.seed]
+        if self.fleet.cpu != self.fleet.load_cpu and stats.is_alone(workload.kind, workload.connections, workload.depth):
+            more.append("--spin")
         return workload.arguments() + more + (["--verify"] if options.verify else [])
 
     def see_idle(self, running, entry):

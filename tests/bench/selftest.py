@@ -172,6 +172,7 @@ def cases():
     yield "not_by_way_of_weir", stats.against(parts, "weir", "ring", stats.rate), (2.0, 2.0, 2.0)
     yield "load_bound", stats.load_bound(workload(bound), "weir"), True
     yield "not_load_bound", stats.load_bound(workload(bound[1:]), "weir"), False
+    yield "who_spins_is_not_the_bound", stats.load_bound(workload(bound, connections=1), "weir"), False
     yield "a_proxys_load_is_bound_by_any", stats.load_bound(workload(bound[1:], "proxy"), "weir"), True
     yield "reference", steady.reference(workload(STEADY)), "ring"
     yield "best_peer", steady.best_peer(workload(STEADY)), "uv-tuned"

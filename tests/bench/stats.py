@@ -91,8 +91,15 @@ def present(workload):
     return sorted({one["server"] for one in workload["slices"]})
 
 
+def is_alone(kind, connections, depth):
+    """One message at a time, and nobody else: the load spins then, and is never the bound."""
+    return kind == "echo" and connections * depth == 1
+
+
 def load_bound(workload, server):
     """Whether the load, not the server, set the pace. A proxy's upstream shares the load's processor."""
+    if is_alone(workload["kind"], workload["connections"], workload["depth"]):
+        return False
     mine = [is_bound(one) for one in workload["slices"] if one["server"] == server]
     return bool(mine) and (workload["kind"] == "proxy" or 2 * sum(mine) > len(mine))
 
