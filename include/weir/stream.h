@@ -358,8 +358,8 @@ enum weir_stream_option {
 };
 
 /** weir_stream_set_option() - change one option of a stream, in any state but closed. Context: loop's thread; no callback.
- * Return: 0; -ENOPROTOOPT: no such option; -EINVAL: the value, or no stream; -EBADF: closed; what setsockopt(2) says; -EPERM;
- * -ECHILD. On failure nothing has changed. */
+ * Return: 0; -ENOPROTOOPT: no such option; -EINVAL: the value, or no stream; -EBADF: closed; what setsockopt(2) says; -ENOMEM;
+ * -EPERM; -ECHILD. On failure nothing has changed. */
 WEIR_API WEIR_MUST_CHECK int weir_stream_set_option(weir_stream *stream, int option, int64_t value);
 /** weir_stream_get_option() - as it is now; of a socket's, what the kernel says. Return: 0; else as
  * weir_stream_set_option(). */

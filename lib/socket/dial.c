@@ -9,6 +9,13 @@ static bool is_internet(int family) {
     return family == AF_INET || family == AF_INET6;
 }
 
+static int make(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *values, weir_stream **ret_stream) {
+    const weir__stream_settings *settings = weir__stream_settings_share(loop->allocator, values);
+    int r = settings != NULL ? weir__stream_new(loop, fd, is_tcp, settings, ret_stream) : -ENOMEM;
+    weir__stream_settings_unref(loop->allocator, settings); /* the stream has its own reference */
+    return r;
+}
+
 WEIR_API int weir_stream_dial(weir_loop *loop, const char *text, const weir_stream_options *options,
                               weir_stream **ret_stream) {
     if (loop == NULL || text == NULL || ret_stream == NULL)
@@ -31,7 +38,7 @@ WEIR_API int weir_stream_dial(weir_loop *loop, const char *text, const weir_stre
     bool is_tcp = is_internet(address.storage.ss_family);
     weir_stream *stream = NULL;
     int fd = weir__sys_socket(address.storage.ss_family, SOCK_STREAM);
-    r = fd < 0 ? fd : weir__stream_new(loop, fd, is_tcp, &settings, &stream);
+    r = fd < 0 ? fd : make(loop, fd, is_tcp, &settings, &stream);
     if (r < 0) {
         if (fd >= 0)
             weir__sys_close(fd);
@@ -75,7 +82,7 @@ WEIR_API int weir_stream_adopt(weir_loop *loop, int fd, const weir_stream_option
     if (r >= 0)
         r = inspect(fd, &family);
     if (r >= 0)
-        r = weir__stream_new(loop, fd, is_internet(family), &settings, &stream);
+        r = make(loop, fd, is_internet(family), &settings, &stream);
     if (r < 0)
         return r;
     (void)weir__sys_set_nonblocking_cloexec(

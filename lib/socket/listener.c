@@ -38,7 +38,7 @@ struct weir_listener {
     weir__timeout retry;    /* or until this */
     const weir_listener_callbacks *callbacks;
     void *userdata;
-    weir__stream_settings settings;
+    const weir__stream_settings *settings; /* shared with what it accepts */
     int *held; /* accepted, not handed out */
     size_t held_count, held_capacity;
     uint32_t max_streams;  /* 0: none */
@@ -142,7 +142,7 @@ static void hold(weir_listener *listener, int fd) {
 static void hand_out(weir_listener *listener, int fd) {
     weir_loop *loop = listener->loop;
     weir_stream *stream;
-    if (weir__stream_new(loop, fd, listener->is_tcp, &listener->settings, &stream) < 0) {
+    if (weir__stream_new(loop, fd, listener->is_tcp, listener->settings, &stream) < 0) {
         loop->accept_stalls++; /* no memory for another stream: the peer is told at once */
         weir__loop_close_fd(loop, fd);
         return;
@@ -321,10 +321,12 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     weir_listener *listener = weir__alloc_zeroed(loop->allocator, sizeof *listener);
     if (listener == NULL)
         return -ENOMEM;
-    int r = loop->backend->verbs->admit(loop->backend, fd);
+    listener->settings = weir__stream_settings_share(loop->allocator, &how->settings);
+    int r = listener->settings != NULL ? loop->backend->verbs->admit(loop->backend, fd) : -ENOMEM;
     if (r >= 0)
         r = weir__timeout_init(loop, &listener->retry, rested);
     if (r < 0) {
+        weir__stream_settings_unref(loop->allocator, listener->settings);
         weir__free(loop->allocator, listener, sizeof *listener);
         return r;
     }
@@ -332,7 +334,6 @@ static int make(weir_loop *loop, int fd, bool is_tcp, const opening *how, weir_l
     listener->fd = fd;
     listener->loop = weir_loop_ref(loop);
     listener->is_tcp = is_tcp;
-    listener->settings = how->settings;
     listener->max_streams = how->options.max_streams;
     listener->unlinks = (how->options.flags & WEIR_LISTENER_UNLINK) != 0;
     listener->file = how->file;
@@ -478,6 +479,7 @@ WEIR_API weir_listener *weir_listener_unref(weir_listener *listener) {
         return NULL;
     weir_loop *loop = listener->loop;
     weir__free(loop->allocator, listener->held, listener->held_capacity * sizeof *listener->held);
+    weir__stream_settings_unref(loop->allocator, listener->settings);
     weir__free(loop->allocator, listener, sizeof *listener);
     weir_loop_unref(loop);
     return NULL;

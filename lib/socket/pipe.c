@@ -37,7 +37,7 @@ bool weir__pipe_is_open(const weir_stream *from) {
 uint64_t weir__pipe_room(const weir_stream *from) {
     enum { LEAST_BYTES = 64 << 10 }; /* less at a time costs more than it saves */
     const weir_stream *to = from->pipe_to;
-    uint64_t high = to->settings.queue_high_bytes, queued = to->queue.bytes;
+    uint64_t high = to->settings->queue_high_bytes, queued = to->queue.bytes;
     return weir__max_u64(high > queued ? high - queued : 0, LEAST_BYTES);
 }
 

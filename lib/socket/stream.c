@@ -57,36 +57,6 @@ int weir__stream_check(const weir_stream *stream) {
 
 /* ---- making ----------------------------------------------------------------------------------------- */
 
-int weir__stream_settings_read(const weir_stream_options *user_options, weir__stream_settings *ret_settings) {
-    weir_stream_options options;
-    int r = weir__options_read(&options, sizeof options, sizeof options, user_options);
-    if (r < 0)
-        return r;
-    const uint32_t flags = WEIR_STREAM_METERED | WEIR_STREAM_NAGLE | WEIR_STREAM_KEEPALIVE;
-    if ((options.flags & ~flags) != 0 || options.reserved != 0 || options.connect_timeout_ns < WEIR_NEVER ||
-        options.idle_timeout_ns < WEIR_NEVER || options.write_timeout_ns < WEIR_NEVER ||
-        options.linger_timeout_ns < WEIR_NEVER)
-        return -EINVAL;
-    uint64_t limit = options.queue_limit_bytes, high = options.queue_high_bytes, low = options.queue_low_bytes;
-    limit = limit > 0 ? limit : 16 << 20;
-    high = high > 0 ? high : weir__min_u64(1 << 20, limit - limit / 2);
-    low = low > 0 ? low : high / 4;
-    if (high > limit || low > high)
-        return -EINVAL;
-    const int64_t s = 1000000000;
-    *ret_settings = (weir__stream_settings){
-        .queue_limit_bytes = limit,
-        .queue_high_bytes = high,
-        .queue_low_bytes = low,
-        .connect_timeout_ns = options.connect_timeout_ns != 0 ? options.connect_timeout_ns : 30 * s,
-        .idle_timeout_ns = options.idle_timeout_ns != 0 ? options.idle_timeout_ns : WEIR_NEVER,
-        .write_timeout_ns = options.write_timeout_ns != 0 ? options.write_timeout_ns : 60 * s,
-        .linger_timeout_ns = options.linger_timeout_ns != 0 ? options.linger_timeout_ns : 10 * s,
-        .flags = options.flags,
-    };
-    return 0;
-}
-
 void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settings) {
     /* Neither can make a connection useless, so neither may end it. */
     if (is_tcp && (settings->flags & WEIR_STREAM_NAGLE) == 0)
@@ -119,7 +89,7 @@ int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_se
     stream->loop = weir_loop_ref(loop);
     stream->fd = fd;
     stream->is_tcp = is_tcp;
-    stream->settings = *settings;
+    stream->settings = weir__stream_settings_ref(settings);
     stream->deadline = INT64_MAX;
     stream->credit = (settings->flags & WEIR_STREAM_METERED) != 0 ? 0 : UINT64_MAX;
     stream->last_flush = &stream->flushes;
@@ -272,6 +242,7 @@ WEIR_API weir_stream *weir_stream_unref(weir_stream *stream) {
         return NULL;
     weir_loop *loop = stream->loop;
     weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
+    weir__stream_settings_unref(loop->allocator, stream->settings);
     weir__free(loop->allocator, stream, sizeof *stream);
     weir_loop_unref(loop);
     return NULL;

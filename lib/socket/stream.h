@@ -4,19 +4,15 @@
 
 /*
  * A stream inside: stream.c is its life, stream_input.c and stream_output.c its two directions, stream_write.c what the
- * application queues, stream_time.c its deadlines, stream_option.c what may be changed, pipe.c two streams joined, dial.c how one comes to be.
+ * application queues, stream_time.c its deadlines, stream_option.c what may be changed, settings.c what options say, pipe.c
+ * two streams joined, dial.c how one comes to be.
  */
 
 #include "loop/loop.h"
 #include "socket/address.h"
+#include "socket/settings.h"
 #include "weir/listener.h"
 #include "weir/stream.h"
-
-typedef struct weir__stream_settings {
-    uint64_t queue_limit_bytes, queue_high_bytes, queue_low_bytes;
-    int64_t connect_timeout_ns, idle_timeout_ns, write_timeout_ns, linger_timeout_ns; /* or WEIR_NEVER */
-    uint32_t flags;                                                                   /* WEIR_STREAM_* */
-} weir__stream_settings;
 
 typedef struct weir__dialling {
     weir__address address; /* the kernel's to look at until the connect completes */
@@ -53,7 +49,7 @@ struct weir_stream {
     weir_stream *pipe_from;   /* whose input comes here; referenced */
     weir__flush *flushes, **last_flush;
     uint32_t flush_count;
-    weir__stream_settings settings;
+    const weir__stream_settings *settings; /* shared */
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */
     uint8_t reason; /* enum weir_close_reason, once it has one */
@@ -88,9 +84,7 @@ struct weir_stream {
     uint64_t bytes_in, bytes_out, bytes_copied, bytes_piped, slices, queue_peak_bytes;
 };
 
-/* Read options. 0; -EINVAL; -E2BIG. */
-int weir__stream_settings_read(const weir_stream_options *options, weir__stream_settings *ret_settings);
-/* A stream of a socket; on failure the descriptor stays the caller's. 0; -ENOMEM; -EUSERS. */
+/* A stream of a socket, with shared settings; on failure the descriptor stays the caller's. 0; -ENOMEM; -EUSERS. */
 int weir__stream_new(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *settings,
                      weir_stream **ret_stream);
 /* Socket options as the settings have them, of a stream or of a listener, whose streams inherit them. */
@@ -142,8 +136,6 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion);
 /* Tell those who wait for what has been taken by now; all of them, if it ends, and why. */
 void weir__stream_tell_flushed(weir_stream *stream);
 void weir__stream_end_flushes(weir_stream *stream);
-/* More ranges than this are too many in a queue, however few bytes they are. */
-uint32_t weir__stream_most_ranges(const weir_stream *stream);
 /* Is the queue above its high mark? */
 bool weir__stream_is_full(const weir_stream *stream);
 /* Something was queued. */

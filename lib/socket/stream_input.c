@@ -175,7 +175,7 @@ WEIR_API int weir_stream_grant(weir_stream *stream, uint64_t bytes) {
     int r = weir__stream_check(stream);
     if (r < 0)
         return r;
-    if ((stream->settings.flags & WEIR_STREAM_METERED) == 0)
+    if ((stream->settings->flags & WEIR_STREAM_METERED) == 0)
         return WEIR__MISTAKE(-EINVAL, "the stream is not metered");
     uint64_t most = UINT64_MAX - 1;
     stream->credit = bytes < most - stream->credit ? stream->credit + bytes : most;

@@ -39,24 +39,44 @@ static int set_of_socket(const weir_stream *stream, int option, int64_t value) {
 }
 
 static int set_bytes(weir__stream_settings *settings, int option, int64_t value) {
-    weir__stream_settings wish = *settings;
-    uint64_t *which = option == WEIR_OPTION_QUEUE_LIMIT_BYTES  ? &wish.queue_limit_bytes
-                      : option == WEIR_OPTION_QUEUE_HIGH_BYTES ? &wish.queue_high_bytes
-                                                               : &wish.queue_low_bytes;
+    uint64_t *which = option == WEIR_OPTION_QUEUE_LIMIT_BYTES  ? &settings->queue_limit_bytes
+                      : option == WEIR_OPTION_QUEUE_HIGH_BYTES ? &settings->queue_high_bytes
+                                                               : &settings->queue_low_bytes;
     if (value < 0)
         return -EINVAL;
     *which = (uint64_t)value;
-    if (wish.queue_limit_bytes == 0 || wish.queue_high_bytes > wish.queue_limit_bytes ||
-        wish.queue_low_bytes > wish.queue_high_bytes)
-        return -EINVAL;
-    *settings = wish;
-    return 0;
+    return weir__stream_settings_complete(settings);
 }
 
 static int64_t *timeout_of(weir__stream_settings *settings, int option) {
     return option == WEIR_OPTION_IDLE_TIMEOUT_NS    ? &settings->idle_timeout_ns
            : option == WEIR_OPTION_WRITE_TIMEOUT_NS ? &settings->write_timeout_ns
                                                     : &settings->linger_timeout_ns;
+}
+
+static int set_timeout(weir__stream_settings *settings, int option, int64_t value) {
+    if (value < WEIR_NEVER || value == 0)
+        return -EINVAL;
+    *timeout_of(settings, option) = value;
+    return 0;
+}
+
+/* Others may have the stream's settings, too: it gets new ones. */
+static int set_of_ours(weir_stream *stream, int option, int64_t value) {
+    const weir_allocator *allocator = stream->loop->allocator;
+    weir__stream_settings wish = *stream->settings;
+    bool is_bytes = option <= WEIR_OPTION_QUEUE_LOW_BYTES;
+    int r = is_bytes ? set_bytes(&wish, option, value) : set_timeout(&wish, option, value);
+    if (r < 0)
+        return r;
+    const weir__stream_settings *settings = weir__stream_settings_share(allocator, &wish);
+    if (settings == NULL)
+        return -ENOMEM;
+    weir__stream_settings_unref(allocator, stream->settings);
+    stream->settings = settings;
+    if (!is_bytes)
+        weir__stream_reschedule(stream);
+    return 0;
 }
 
 /* A number of bytes as a value; options may have said more than a value can. */
@@ -80,15 +100,7 @@ WEIR_API int weir_stream_set_option(weir_stream *stream, int option, int64_t val
     int r = check(stream, option);
     if (r < 0)
         return r;
-    if (option < SOCKET_OPTIONS)
-        return set_of_socket(stream, option, value);
-    if (option <= WEIR_OPTION_QUEUE_LOW_BYTES)
-        return set_bytes(&stream->settings, option, value);
-    if (value < WEIR_NEVER || value == 0)
-        return -EINVAL;
-    *timeout_of(&stream->settings, option) = value;
-    weir__stream_reschedule(stream);
-    return 0;
+    return option < SOCKET_OPTIONS ? set_of_socket(stream, option, value) : set_of_ours(stream, option, value);
 }
 
 WEIR_API int weir_stream_get_option(const weir_stream *stream, int option, int64_t *ret_value) {
@@ -97,7 +109,7 @@ WEIR_API int weir_stream_get_option(const weir_stream *stream, int option, int64
         r = WEIR__MISTAKE(-EINVAL, "nowhere to put the value");
     if (r < 0)
         return r;
-    weir__stream_settings settings = stream->settings;
+    weir__stream_settings settings = *stream->settings;
     if (option >= SOCKET_OPTIONS) {
         bool is_bytes = option <= WEIR_OPTION_QUEUE_LOW_BYTES;
         *ret_value = is_bytes ? bytes_of(&settings, option) : *timeout_of(&settings, option);

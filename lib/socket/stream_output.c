@@ -53,8 +53,8 @@ static void taken(weir_stream *stream, uint32_t bytes, int64_t at) {
     if (weir__loop_is_lost(loop))
         return; /* a release or a flush function forked, and this is the child */
     if (!(stream->is_full_told || stream->is_pipe_full) ||
-        stream->queue.bytes > stream->settings.queue_low_bytes ||
-        stream->queue.count > weir__stream_most_ranges(stream) / 8)
+        stream->queue.bytes > stream->settings->queue_low_bytes ||
+        stream->queue.count > stream->settings->most_ranges / 8)
         return;
     if (stream->is_pipe_full)
         weir__pipe_drained(stream);
@@ -71,7 +71,7 @@ static void broken(weir_stream *stream, int error) {
     bool is_gone = error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
     if (is_gone && weir__stream_is_reading(stream)) {
         stream->output_error = error;
-        weir__stream_set_deadline(stream, stream->settings.linger_timeout_ns);
+        weir__stream_set_deadline(stream, stream->settings->linger_timeout_ns);
     } else {
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, error);
     }

@@ -16,7 +16,7 @@ static int64_t later(int64_t from, int64_t delay_ns) {
 static int64_t idle_due(const weir_stream *stream) {
     if (stream->state != WEIR_STREAM_OPEN || stream->held_at != 0)
         return INT64_MAX;
-    return later(stream->active_at, stream->settings.idle_timeout_ns);
+    return later(stream->active_at, stream->settings->idle_timeout_ns);
 }
 
 /*
@@ -28,7 +28,7 @@ static int64_t idle_due(const weir_stream *stream) {
 static int64_t write_due(const weir_stream *stream) {
     if (!stream->is_write_timed || stream->wants_close)
         return INT64_MAX;
-    int64_t timeout_ns = stream->settings.write_timeout_ns;
+    int64_t timeout_ns = stream->settings->write_timeout_ns;
     if (stream->sampled_at < stream->progress_at)
         return later(stream->progress_at, timeout_ns < 2 ? timeout_ns : timeout_ns / 2);
     int64_t whole = later(stream->progress_at, timeout_ns);
@@ -59,12 +59,12 @@ static void sample(weir_stream *stream) {
 
 void weir__stream_linger(weir_stream *stream) {
     sample(stream);
-    weir__stream_set_deadline(stream, stream->settings.linger_timeout_ns);
+    weir__stream_set_deadline(stream, stream->settings->linger_timeout_ns);
 }
 
 void weir__stream_time_write(weir_stream *stream) {
     stream->progress_at = weir__loop_now(stream->loop);
-    if (stream->is_write_timed || stream->settings.write_timeout_ns < 0 || stream->state != WEIR_STREAM_OPEN)
+    if (stream->is_write_timed || stream->settings->write_timeout_ns < 0 || stream->state != WEIR_STREAM_OPEN)
         return;
     stream->is_write_timed = true;
     weir__stream_schedule(stream);
@@ -81,7 +81,7 @@ void weir__stream_time_open(weir_stream *stream) {
 
 void weir__stream_reschedule(weir_stream *stream) {
     bool is_open = stream->state == WEIR_STREAM_OPEN;
-    stream->is_write_timed = is_open && stream->queue.bytes > 0 && stream->settings.write_timeout_ns >= 0;
+    stream->is_write_timed = is_open && stream->queue.bytes > 0 && stream->settings->write_timeout_ns >= 0;
     if (is_open)
         weir__stream_schedule(stream);
 }
@@ -95,7 +95,7 @@ void weir__stream_hold_idle(weir_stream *stream, bool is_held) {
         stream->active_at = active_at < now ? active_at : now;
     }
     stream->held_at = is_held ? now : 0; /* also without a timeout: it may be given one later */
-    if (stream->settings.idle_timeout_ns >= 0)
+    if (stream->settings->idle_timeout_ns >= 0)
         weir__stream_schedule(stream);
 }
 

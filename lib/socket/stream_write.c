@@ -8,11 +8,6 @@
 
 enum { MOST_FLUSHES = 1024 }; /* that wait; who asks with each write forgets to wait for room */
 
-/* Ranges cost memory that their bytes do not show: a queue has at most this many, and more if it may be long. */
-uint32_t weir__stream_most_ranges(const weir_stream *stream) {
-    return (uint32_t)weir__min_u64(1024 + stream->settings.queue_limit_bytes / 256, UINT32_MAX);
-}
-
 /* Too much for now. What is queued will be sent, and then it is told that there is room. */
 static int refused(weir_stream *stream, int error) {
     if (error == -ENOBUFS && stream->queue.bytes > 0) {
@@ -31,16 +26,16 @@ static int check_write(weir_stream *stream, uint64_t size, uint32_t count) {
     if (stream->wants_shutdown || stream->has_failed || stream->output_error != 0 ||
         stream->state >= WEIR_STREAM_CLOSING)
         return -EPIPE;
-    uint64_t limit = stream->settings.queue_limit_bytes;
+    uint64_t limit = stream->settings->queue_limit_bytes;
     if (size > limit || stream->queue.bytes > limit - size ||
-        (uint64_t)stream->queue.count + count > weir__stream_most_ranges(stream))
+        (uint64_t)stream->queue.count + count > stream->settings->most_ranges)
         return refused(stream, -ENOBUFS);
     return 0;
 }
 
 bool weir__stream_is_full(const weir_stream *stream) {
-    return stream->queue.bytes > stream->settings.queue_high_bytes ||
-           stream->queue.count > weir__stream_most_ranges(stream) / 2;
+    return stream->queue.bytes > stream->settings->queue_high_bytes ||
+           stream->queue.count > stream->settings->most_ranges / 2;
 }
 
 void weir__stream_wrote(weir_stream *stream) {

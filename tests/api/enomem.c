@@ -222,10 +222,12 @@ static void echo_once(void) {
     watch_and_hear(&watch, &signal, fds[0]);
     run.watches += watch != NULL;
     run.ears += signal != NULL;
-    if (good(weir_stream_dial(run.f.loop, address, NULL, &stream))) {
+    const weir_stream_options options = { .size = sizeof options, .idle_timeout_ns = INT64_C(1000000000000) };
+    if (good(weir_stream_dial(run.f.loop, address, &options, &stream))) {
         run.client.stream = stream;
         run.client.starts = 1;
         test_ok(weir_stream_start(stream, &asking, &run.client));
+        (void)good(weir_stream_set_option(stream, WEIR_OPTION_QUEUE_LIMIT_BYTES, 2 << 20));
         if (!send_payload(stream))
             test_ok(weir_stream_abort(stream));
     }

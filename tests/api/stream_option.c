@@ -204,6 +204,52 @@ static void what_the_kernel_refuses_is_its_error(void **state) {
     close(peer);
 }
 
+/* What a listener accepts has its settings, all of it the same ones. */
+static void what_is_changed_of_one_stream_is_not_of_its_siblings(void **state) {
+    test_fixture *f = *state;
+    static witness_gate gate;
+    static witness w[2];
+    const weir_stream_options options = { .size = sizeof options, .idle_timeout_ns = hour };
+    const weir_listener_options listening = { .size = sizeof listening, .stream = &options };
+    int peers[2];
+    witness_listen(f, &gate, "127.0.0.1:0", &listening);
+    for (int i = 0; i < 2; i++) {
+        peers[i] = test_connect(gate.listener);
+        run_until(f, gate.count == (unsigned)i + 1);
+        w[i].stream = gate.streams[i];
+        test_ok(weir_stream_start(w[i].stream, &witness_callbacks, &w[i]));
+    }
+    test_ok(weir_listener_close(gate.listener));
+    for (int option = WEIR_OPTION_QUEUE_LIMIT_BYTES; option <= LAST; option++) {
+        int64_t before = get(&w[1], option);
+        set(&w[0], option, option >= WEIR_OPTION_IDLE_TIMEOUT_NS ? 2 * hour : before / 2 * 2 + 2);
+        assert_int_equal(get(&w[1], option), before);
+        assert_true(get(&w[0], option) != before);
+    }
+    test_ok(weir_stream_abort(w[0].stream));
+    run_until(f, w[0].closes == 1);
+    close(peers[0]);
+    assert_int_equal(get(&w[1], WEIR_OPTION_IDLE_TIMEOUT_NS), hour);
+    close(peers[1]);
+}
+
+static void without_memory_nothing_changes(void **state) {
+    test_fixture *f = *state;
+    static witness w;
+    int peer = witness_pair(f, &w, false, NULL);
+    int64_t before[LAST + 1] = { 0 }, after[LAST + 1] = { 0 };
+    get_all(&w, before);
+    for (int option = WEIR_OPTION_QUEUE_LIMIT_BYTES; option <= LAST; option++) {
+        int64_t value = option >= WEIR_OPTION_IDLE_TIMEOUT_NS ? 2 * hour : before[option] + 1;
+        atomic_store(&f->memory.fail_at, atomic_load(&f->memory.allocations) + 1);
+        assert_int_equal(weir_stream_set_option(w.stream, option, value), -ENOMEM);
+        get_all(&w, after);
+        assert_memory_equal(before, after, sizeof before);
+    }
+    atomic_store(&f->memory.fail_at, 0);
+    close(peer);
+}
+
 static void an_unknown_option_is_refused(void **state) {
     test_fixture *f = *state;
     static const int unknown[] = { 0, -1, LAST + 1, INT32_MIN, INT32_MAX };
@@ -451,6 +497,8 @@ int main(void) {
         loop_test(every_option_is_as_it_was_set_and_the_others_stay),
         loop_test(a_bad_value_is_refused_and_nothing_changes),
         loop_test(what_the_kernel_refuses_is_its_error),
+        loop_test(what_is_changed_of_one_stream_is_not_of_its_siblings),
+        loop_test(without_memory_nothing_changes),
         loop_test(an_unknown_option_is_refused),
         loop_test(in_any_state_but_closed),
         loop_test(while_it_connects),
