@@ -47,8 +47,8 @@ static void wait_for_entry(weir__uring *u, weir__op *op) {
     weir__list_append(&u->waiting, &op->link);
 }
 
-void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,
-                       uint32_t size) {
+static inline void start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,
+                         uint32_t size) {
     WEIR__ASSERT(weir__op_is_idle(op) && op->state == IDLE);
     op->kind = (uint8_t)kind;
     op->fd = fd;
@@ -58,6 +58,11 @@ void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, in
     op->group = 0;
     u->under_way++;
     wait_for_entry(u, op);
+}
+
+void weir__uring_start(weir__uring *u, weir__op *op, enum weir__op_kind kind, int fd, const void *data,
+                       uint32_t size) {
+    start(u, op, kind, fd, data, size);
 }
 
 static void frame_free(weir__uring *u, weir__op *op) {
@@ -237,22 +242,26 @@ static weir__uring_frame *frame_take(weir__uring *u) {
     return f;
 }
 
+/* false: no memory, and the first range alone is a send as well. */
+static WEIR__NOINLINE bool send_gathered(weir__uring *u, weir__op *op, int fd, const weir__sendq *queue) {
+    weir__uring_frame *f = frame_take(u);
+    if (f == NULL)
+        return false;
+    unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);
+    f->header = (struct msghdr){ .msg_iov = f->vectors, .msg_iovlen = count };
+    start(u, op, WEIR__OP_SEND, fd, f, 0);
+    op->result = 0;
+    return true;
+}
+
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet) {
     weir__uring *u = weir__uring_of(backend);
     const weir__range *first = queue->first;
-    weir__uring_frame *f = NULL;
     uint32_t size = (uint32_t)weir__min_u64(first->size, SEND_BYTES);
-    if (queue->count > 1 && size < SEND_BYTES)
-        f = frame_take(u); /* none to be had: the first range alone is a send as well */
-    if (f == NULL) {
-        weir__uring_start(u, op, WEIR__OP_SEND, fd, first->data, size);
-        op->result = is_quiet && u->has_silence && size == queue->bytes;
+    if (queue->count > 1 && size < SEND_BYTES && send_gathered(u, op, fd, queue))
         return;
-    }
-    unsigned count = weir__sendq_gather(queue, f->vectors, WEIR__FRAME_VECTORS, SEND_BYTES);
-    f->header = (struct msghdr){ .msg_iov = f->vectors, .msg_iovlen = count };
-    weir__uring_start(u, op, WEIR__OP_SEND, fd, f, 0);
-    op->result = 0;
+    start(u, op, WEIR__OP_SEND, fd, first->data, size);
+    op->result = is_quiet && u->has_silence && size == queue->bytes;
 }
 
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one) {
@@ -313,7 +322,7 @@ void weir__uring_park(weir__uring *u, weir__op *op) {
 }
 
 /* A send, or its wait for room, which is no answer but a reason to try again. */
-static void sent(weir__uring *u, weir__op *op, int32_t result) {
+static WEIR__NOINLINE void sent(weir__uring *u, weir__op *op, int32_t result) {
     bool is_wait = op->kind == WEIR__OP_SEND_ROOM;
     if (op->state == SILENT) { /* not taken whole */
         weir__list_remove(&op->link);
@@ -350,7 +359,7 @@ unsigned weir__uring_settle_silent(weir__uring *u) {
     return count;
 }
 
-static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+static WEIR__NOINLINE void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
     bool is_one = op->kind == WEIR__OP_ACCEPT_ONE;
     if (is_over && op->cancel == CANCEL_NONE && !(is_one && cqe->res >= 0) &&
@@ -365,7 +374,7 @@ static void accepted(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
         weir__uring_finish(u, op, cqe->res >= 0 ? -ECANCELED : cqe->res);
 }
 
-static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+static WEIR__NOINLINE void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
     if (is_over && op->cancel == CANCEL_NONE && (cqe->res >= 0 || cqe->res == -ECANCELED)) {
         weir__uring_rearm(u, op);
@@ -382,7 +391,7 @@ static void watched(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
  * for room alone would complete at once, and again each time that it is started. So from then on the poll is a multishot
  * one, which completes at changes only; what it finds that was asked for ends it.
  */
-static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+static WEIR__NOINLINE void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0;
     bool is_send = op->kind == WEIR__OP_SEND_ROOM_CHANGES;
     int32_t asked = POLL_ERRORS | (is_send ? POLLOUT : (int32_t)op->size);
@@ -407,7 +416,7 @@ static void polled(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
 }
 
 /* The answer to a cancellation, which may come before the target's completion, after it, or instead of success. */
-static void cancelled(weir__uring *u, weir__op *op, int32_t result) {
+static WEIR__NOINLINE void cancelled(weir__uring *u, weir__op *op, int32_t result) {
     if (op->cancel != CANCEL_ARMED)
         return;
     op->cancel = CANCEL_ANSWERED;

@@ -42,7 +42,7 @@ static void mistrust(weir__uring *u) {
  * is taken back. An error is its result then, since it is told once and a receive would not hear of it again. An end is
  * not, since a send may have the error, and its completion be in the queue still: a new receive finds the end in order.
  */
-static void look_for_end(weir__uring *u, weir__op *op) {
+static WEIR__NOINLINE void look_for_end(weir__uring *u, weir__op *op) {
     int r = weir__sys_peek(op->fd);
     if (r > 0 || r == -EAGAIN || r == -EINTR)
         return;
@@ -96,7 +96,7 @@ static bool is_plain(const weir__uring *u, const weir__op *op, const weir__cqe *
            (op->size & WEIR__RECEIVE_LIMITED) == 0 && !u->is_mistrusted;
 }
 
-static void received_otherwise(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
+static WEIR__NOINLINE void received_otherwise(weir__uring *u, weir__op *op, const weir__cqe *cqe) {
     weir__completion completion = { .result = cqe->res };
     bool is_over = (cqe->flags & IORING_CQE_F_MORE) == 0, is_lost = false;
     if (is_over)

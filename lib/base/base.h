@@ -16,6 +16,8 @@
 
 #define WEIR__CONTAINER(pointer, type, member) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 #define WEIR__LIKELY(condition) __builtin_expect(!!(condition), 1)
+/* Of a function that the hot path seldom calls: inlined it would have the path save registers for it each time. */
+#define WEIR__NOINLINE __attribute__((noinline))
 #define WEIR__UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 /* True of our own code only, never of what the kernel or the user says. */

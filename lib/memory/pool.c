@@ -119,9 +119,7 @@ uint32_t weir__pool_buffer_bytes(const weir_pool *pool) {
     return pool->config.buffer_bytes;
 }
 
-const void *weir__pool_owner(const weir_pool *pool) {
-    return pool->config.owner;
-}
+static_assert(offsetof(weir_pool, config) == 0, "weir__pool_owner() relies on it");
 
 uint32_t weir__pool_generation(const weir_pool *pool) {
     return pool->config.generation;

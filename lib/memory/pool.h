@@ -101,7 +101,9 @@ void weir__pool_close(weir_pool *pool);
 void weir__pool_abandon(weir_pool *pool);
 
 /* Any thread. */
-const void *weir__pool_owner(const weir_pool *pool);
+static inline const void *weir__pool_owner(const weir_pool *pool) {
+    return ((const weir__pool_config *)(const void *)pool)->owner; /* a pool begins with its configuration */
+}
 uint32_t weir__pool_generation(const weir_pool *pool);
 const weir_allocator *weir__pool_allocator(const weir_pool *pool);
 bool weir__pool_charge(weir_pool *pool,

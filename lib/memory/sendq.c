@@ -71,21 +71,7 @@ static void grow_last(weir__sendq *queue, size_t size) {
     queue->bytes += size;
 }
 
-/*
- * A slice pins its whole buffer, and a queue that does not move could pin the whole budget with a few bytes of each
- * buffer: one peer that does not read would starve all others. So while memory is short, what a queue adds behind other
- * bytes pins no more than eight times its size, as with weir_slice_keep().
- */
-int weir__sendq_add(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir_slice *slice) {
-    const weir__range *last = queue->last;
-    if (last != NULL && last->owner != slice->owner && weir__block_is_large_for(slice->owner, slice->size) &&
-        weir__pool_is_short(slice->owner->pool) && slice->size <= INT32_MAX &&
-        weir__sendq_copy(queue, cache, pool, slice->data, slice->size) >= 0)
-        return (int)slice->size;
-    return weir__sendq_push(queue, cache, slice);
-}
-
-int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice) {
+static inline int push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice) {
     weir__range *last = queue->last;
     if (last != NULL && last->owner == slice->owner && last->data + last->size == slice->data) {
         grow_last(queue, slice->size); /* the range's one reference holds these bytes as well */
@@ -98,6 +84,24 @@ int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_sl
     weir__block_ref_by(slice->owner, cache->owner);
     append(queue, range);
     return 0;
+}
+
+int weir__sendq_push(weir__sendq *queue, weir__range_cache *cache, const weir_slice *slice) {
+    return push(queue, cache, slice);
+}
+
+/*
+ * A slice pins its whole buffer, and a queue that does not move could pin the whole budget with a few bytes of each
+ * buffer: one peer that does not read would starve all others. So while memory is short, what a queue adds behind other
+ * bytes pins no more than eight times its size, as with weir_slice_keep().
+ */
+int weir__sendq_add(weir__sendq *queue, weir__range_cache *cache, weir_pool *pool, const weir_slice *slice) {
+    const weir__range *last = queue->last;
+    if (last != NULL && last->owner != slice->owner && weir__block_is_large_for(slice->owner, slice->size) &&
+        weir__pool_is_short(slice->owner->pool) && slice->size <= INT32_MAX &&
+        weir__sendq_copy(queue, cache, pool, slice->data, slice->size) >= 0)
+        return (int)slice->size;
+    return push(queue, cache, slice);
 }
 
 /* Who ends where the block does may go on there, on the thread of the block's loop: nobody else writes. (Chains show their

@@ -49,12 +49,6 @@ static weir_stream *to_stream(weir__actor *actor) {
     return WEIR__CONTAINER(actor, weir_stream, actor);
 }
 
-int weir__stream_check(const weir_stream *stream) {
-    if (WEIR__UNLIKELY(stream == NULL))
-        return WEIR__MISTAKE(-EINVAL, "no stream");
-    return weir__loop_check(stream->loop);
-}
-
 /* ---- making ----------------------------------------------------------------------------------------- */
 
 void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settings) {

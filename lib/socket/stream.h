@@ -161,6 +161,10 @@ void weir__pipe_drained(weir_stream *to);
 void weir__pipe_ended(weir_stream *stream);
 
 /* A call of the application: does the stream exist here, on this thread? 0; -EINVAL; -ECHILD; -EPERM. */
-int weir__stream_check(const weir_stream *stream);
+static inline int weir__stream_check(const weir_stream *stream) {
+    if (WEIR__UNLIKELY(stream == NULL))
+        return WEIR__MISTAKE(-EINVAL, "no stream");
+    return weir__loop_check(stream->loop);
+}
 
 #endif

@@ -35,9 +35,18 @@ static void deliver(weir_stream *stream, const weir_slice *slice) {
         stream->callbacks->on_data(stream, slice, stream->userdata);
 }
 
-static void stage(weir_stream *stream, const weir_slice *slice) {
+static WEIR__NOINLINE void stage(weir_stream *stream, const weir_slice *slice) {
     if (weir__sendq_add(&stream->staged, &stream->loop->ranges, stream->loop->pool, slice) < 0)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, -ENOMEM); /* a gap would be worse than an end */
+}
+
+/* The rest is staged first: the callback may grant more, and then it is the next. */
+static WEIR__NOINLINE void deliver_granted(weir_stream *stream, const weir_slice *slice) {
+    size_t granted = (size_t)stream->credit;
+    stage(stream, &(weir_slice){ slice->data + granted, slice->size - granted, slice->owner });
+    if (!stream->has_failed)
+        deliver(stream, &(weir_slice){ slice->data, granted, slice->owner });
+    weir__stream_mark(stream);
 }
 
 static void received(weir_stream *stream, const weir_slice *slice) {
@@ -50,40 +59,39 @@ static void received(weir_stream *stream, const weir_slice *slice) {
         stage(stream, slice);
     } else if (WEIR__LIKELY(slice->size <= stream->credit)) {
         deliver(stream, slice);
-    } else { /* the rest is staged first: the callback may grant more, and then it is the next */
-        size_t granted = (size_t)stream->credit;
-        stage(stream, &(weir_slice){ slice->data + granted, slice->size - granted, slice->owner });
-        if (!stream->has_failed)
-            deliver(stream, &(weir_slice){ slice->data, granted, slice->owner });
-        weir__stream_mark(stream);
+    } else {
+        deliver_granted(stream, slice);
     }
 }
 
 /* A watch fired: the peer ended, which waits until somebody reads, or reset. */
-static void watched(weir_stream *stream, int events) {
+static WEIR__NOINLINE void watched(weir_stream *stream, int events) {
     int error = 0;
     if ((events & (POLLERR | POLLHUP)) != 0 &&
         weir__sys_getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error) >= 0 && error != 0)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, -error);
 }
 
-void weir__stream_input_done(weir__op *op, const weir__completion *completion) {
-    weir_stream *stream = WEIR__CONTAINER(op, weir_stream, in);
-    if (!completion->final) {
-        if (completion->slice.owner != NULL)
-            received(stream, &completion->slice);
-        else
-            watched(stream, completion->result);
-        return;
-    }
-    bool goes_on = completion->result == -ECANCELED || completion->result == -EDQUOT;
+/* The receive or the watch is over. */
+static WEIR__NOINLINE void over(weir_stream *stream, int32_t result) {
+    bool goes_on = result == -ECANCELED || result == -EDQUOT;
     if (!goes_on && stream->output_error != 0)
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
-    else if (completion->result == 0)
+    else if (result == 0)
         stream->has_ended = true;
     else if (!goes_on)
-        weir__stream_fail(stream, WEIR_CLOSE_ERROR, completion->result);
+        weir__stream_fail(stream, WEIR_CLOSE_ERROR, result);
     weir__stream_mark(stream);
+}
+
+void weir__stream_input_done(weir__op *op, const weir__completion *completion) {
+    weir_stream *stream = WEIR__CONTAINER(op, weir_stream, in);
+    if (WEIR__UNLIKELY(completion->final))
+        over(stream, completion->result);
+    else if (WEIR__LIKELY(completion->slice.owner != NULL))
+        received(stream, &completion->slice);
+    else
+        watched(stream, completion->result);
 }
 
 static void deliver_staged(weir_stream *stream) {

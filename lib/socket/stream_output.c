@@ -8,7 +8,7 @@
 
 enum { UNIX_RETRY_NS = 10 * 1000 * 1000 };
 
-static void connected(weir_stream *stream, int32_t result) {
+static WEIR__NOINLINE void connected(weir_stream *stream, int32_t result) {
     weir_loop *loop = stream->loop;
     if (result < 0) {
         weir__stream_fail(stream, WEIR_CLOSE_CONNECT, result);
@@ -24,7 +24,7 @@ static void connected(weir_stream *stream, int32_t result) {
 
 /* The kernel would retry a Unix socket's connect on a poll that is always ready, until it gives up or has a thread of
  * its own for it. connect(2) on a non-blocking one never waits: its backlog is full, or it is done. */
-static void connect_unix(weir_stream *stream) {
+static WEIR__NOINLINE void connect_unix(weir_stream *stream) {
     const weir__address *address = &stream->dialling->address;
     int r = weir__sys_connect(stream->fd, (const struct sockaddr *)&address->storage, address->length);
     if (r != -EAGAIN) {
@@ -35,17 +35,38 @@ static void connect_unix(weir_stream *stream) {
     weir__stream_set_deadline(stream, left < UNIX_RETRY_NS ? left > 0 ? left : 0 : UNIX_RETRY_NS);
 }
 
-/* @at: when. */
-static void taken(weir_stream *stream, uint32_t bytes, int64_t at) {
+static WEIR__NOINLINE void begin_connect(weir_stream *stream) {
+    weir__backend *backend = stream->loop->backend;
+    const weir__address *address = &stream->dialling->address;
+    if (stream->is_tcp)
+        backend->verbs->connect(backend, &stream->out, stream->fd, (const struct sockaddr *)&address->storage,
+                                address->length);
+    else
+        connect_unix(stream);
+}
+
+/* Anything but bytes: an end, a drain, room for a pipe? */
+static bool is_anything_wanted(const weir_stream *stream) {
+    return stream->wants_shutdown || stream->wants_close || stream->has_failed || stream->is_full_told ||
+           stream->is_pipe_full;
+}
+
+static void account(weir_stream *stream, uint32_t bytes, int64_t at) {
     weir_loop *loop = stream->loop;
-    if (bytes == 0)
-        return; /* its wait for room was over too early: that is no progress */
     stream->bytes_out += bytes;
     loop->bytes_out += bytes;
     stream->progress_at = at;
     if (stream->active_at < at)
         stream->active_at = at;
     weir__sendq_advance(&stream->queue, &loop->ranges, bytes);
+}
+
+/* @at: when. */
+static void taken(weir_stream *stream, uint32_t bytes, int64_t at) {
+    weir_loop *loop = stream->loop;
+    if (bytes == 0)
+        return; /* its wait for room was over too early: that is no progress */
+    account(stream, bytes, at);
     if (stream->wants_close && !stream->has_failed) /* the peer is alive: let it take the rest */
         weir__stream_linger(stream);
     if (stream->flushes != NULL && !weir__loop_is_lost(loop))
@@ -67,7 +88,7 @@ static void taken(weir_stream *stream, uint32_t bytes, int64_t at) {
 /* Nothing can be sent any more. If the connection has gone, what the peer sent before (an early answer, say) is in the
  * socket still and is the receive's to deliver; with its end the stream fails, or when it takes too long: a peer may have
  * stopped to read and go on to write for ever. */
-static void broken(weir_stream *stream, int error) {
+static WEIR__NOINLINE void broken(weir_stream *stream, int error) {
     bool is_gone = error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
     if (is_gone && weir__stream_is_reading(stream)) {
         stream->output_error = error;
@@ -78,8 +99,18 @@ static void broken(weir_stream *stream, int error) {
     weir__sendq_clear(&stream->queue, &stream->loop->ranges);
 }
 
+/* Has a send that nobody waited for taken all that is queued, and does nobody wait for that now either? */
+static bool is_quietly_over(const weir_stream *stream, const weir__completion *completion) {
+    return completion->is_late && (uint64_t)completion->result == stream->queue.bytes && !is_anything_wanted(stream) &&
+           stream->flushes == NULL;
+}
+
 void weir__stream_output_done(weir__op *op, const weir__completion *completion) {
     weir_stream *stream = WEIR__CONTAINER(op, weir_stream, out);
+    if (WEIR__LIKELY(is_quietly_over(stream, completion))) {
+        account(stream, (uint32_t)completion->result, stream->progress_at);
+        return;
+    }
     if (!stream->is_connected)
         connected(stream, completion->result);
     else if (completion->result >= 0)
@@ -91,7 +122,7 @@ void weir__stream_output_done(weir__op *op, const weir__completion *completion) 
         weir__stream_mark(stream); /* else there is nothing to do: the usual case of an echo */
 }
 
-static void tell_open(weir_stream *stream) {
+static WEIR__NOINLINE void tell_open(weir_stream *stream) {
     if (stream->state == WEIR_STREAM_CONNECTING)
         weir__stream_opened(stream);
     if (stream->state != WEIR_STREAM_OPEN || stream->is_open_told)
@@ -105,9 +136,8 @@ static void tell_open(weir_stream *stream) {
  * Another loop may wait for its buffers. And who runs single turns may look at the queue after each. */
 static bool is_quiet(const weir_stream *stream) {
     const weir_loop *loop = stream->loop;
-    if (stream->wants_shutdown || stream->wants_close || stream->is_full_told || stream->is_pipe_full ||
-        stream->state != WEIR_STREAM_OPEN || !loop->is_unwatched || stream->flushes != NULL ||
-        stream->queue.count != 1)
+    if (is_anything_wanted(stream) || stream->state != WEIR_STREAM_OPEN || !loop->is_unwatched ||
+        stream->flushes != NULL || stream->queue.count != 1)
         return false;
     const weir_block *block = stream->queue.first->owner;
     return block->pool == loop->pool && block->kind != WEIR__BLOCK_EXTERNAL && !weir__pool_is_short(loop->pool);
@@ -120,26 +150,28 @@ static bool is_held(const weir_stream *stream) {
 }
 
 void weir__stream_settle_output(weir_stream *stream) {
-    weir__backend *backend = stream->loop->backend;
-    if (stream->flushes != NULL)
+    if (WEIR__UNLIKELY(stream->flushes != NULL)) {
         weir__stream_tell_flushed(stream);
-    if (!weir__op_is_idle(&stream->out) || stream->has_failed || weir__loop_is_lost(stream->loop))
-        return;
-    if (!stream->is_connected && stream->is_tcp) {
-        const weir__address *address = &stream->dialling->address;
-        backend->verbs->connect(backend, &stream->out, stream->fd, (const struct sockaddr *)&address->storage,
-                                address->length);
-        return;
+        if (weir__loop_is_lost(stream->loop))
+            return;
     }
-    if (!stream->is_connected)
-        connect_unix(stream);
-    if (!stream->is_connected)
+    if (!weir__op_is_idle(&stream->out) || stream->has_failed)
         return;
-    tell_open(stream);
-    if (stream->has_failed || stream->state == WEIR_STREAM_UNSTARTED)
+    if (WEIR__UNLIKELY(!stream->is_connected)) {
+        begin_connect(stream);
+        if (!stream->is_connected)
+            return;
+    }
+    if (WEIR__UNLIKELY(!stream->is_open_told || stream->state == WEIR_STREAM_CONNECTING)) {
+        tell_open(stream);
+        if (stream->has_failed)
+            return;
+    }
+    if (stream->state == WEIR_STREAM_UNSTARTED)
         return;
     if (stream->queue.bytes > 0 && !is_held(stream)) {
         stream->progress_at = stream->loop->now; /* from here on it is the peer that we wait for */
+        weir__backend *backend = stream->loop->backend;
         backend->verbs->send(backend, &stream->out, stream->fd, &stream->queue, is_quiet(stream));
     } else if (stream->queue.bytes == 0 && stream->wants_shutdown && !stream->is_shut &&
                stream->output_error == 0) {

@@ -43,8 +43,8 @@ void weir__stream_wrote(weir_stream *stream) {
         stream->queue_peak_bytes = stream->queue.bytes;
     if (stream->pipe_from != NULL && !stream->is_pipe_full && weir__stream_is_full(stream))
         weir__pipe_filled(stream);
-    if (weir__op_is_idle(&stream->out))
-        weir__stream_time_write(stream); /* else a send is under way, and so is its time */
+    if (weir__op_is_idle(&stream->out)) /* else a send is under way, and so is its time */
+        weir__stream_time_write(stream);
     weir__stream_mark_output(stream);
 }
 

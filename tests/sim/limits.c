@@ -100,9 +100,15 @@ void change_option(connection *c) {
         return;
     int64_t value = sim_random(3) == 0 ? WEIR_NEVER : 1000000 + (int64_t)sim_random(100000000), now = 0;
     int option = times[sim_random(TIMES)];
-    sim_require(weir_stream_set_option(c->stream, option, value) == 0, "option %d was not set", option);
+    int64_t before = option == WEIR_OPTION_IDLE_TIMEOUT_NS ? c->idle_ns : c->write_ns;
+    int r = weir_stream_set_option(c->stream, option, value);
+    sim_require(r == 0 || r == -ENOMEM, "option %d was not set: %s", option, weir_error_name(r));
+    if (r < 0)
+        value = before > 0 ? before : WEIR_NEVER;
     sim_require(weir_stream_get_option(c->stream, option, &now) == 0 && now == value,
                 "option %d is %lld, not %lld", option, (long long)now, (long long)value);
+    if (r < 0)
+        return;
     *(option == WEIR_OPTION_IDLE_TIMEOUT_NS ? &c->idle_ns : &c->write_ns) = value > 0 ? value : 0;
     c->overdue = 0;
     c->waited_at = sim.now_ns; /* if that is late already, the peer is looked at twice all the same */
