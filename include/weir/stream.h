@@ -216,8 +216,9 @@ enum weir_write_result {
  *
  * Context:   loop's thread, from when the stream exists; no callback.
  * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget (if anything is
- *            queued, on_drain will say when to try again); -EPIPE: shut down, closing or closed; -EINVAL: no data;
- *            -ENOMEM; -EPERM. On failure nothing was queued, and the stream goes on.
+ *            queued, on_drain will say when to try again); -EPIPE: shut down, closing or closed, or an earlier send
+ *            has failed (on_close will say how; what the peer sent before comes first); -EINVAL: no data; -ENOMEM;
+ *            -EPERM; -ECHILD. On failure nothing was queued, and the stream goes on.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_write(weir_stream *stream, const void *data, size_t size);
