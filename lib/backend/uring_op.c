@@ -126,7 +126,8 @@ static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
         sqe->buf_group = u->group.id;
         sqe->ioprio = IORING_RECV_MULTISHOT;
         /* On an empty ring a receive answers -ENOBUFS at once, with nothing pending. This way it answers when
-         * something is pending and there is no buffer for it. */
+         * something is pending and there is no buffer for it. Who has waited for a buffer that is there takes it at once,
+         * and whoever comes meanwhile, behind it. */
         if ((op->size & WEIR__RECEIVE_LIMITED) != 0) {
             sqe->len = (uint32_t)weir__min_u64(op->limit, LIMITED_BYTES);
             sqe->optlen = (uint32_t)weir__min_u64(op->limit, INT32_MAX);
@@ -134,7 +135,8 @@ static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
             sqe->len = FAIR_BYTES;
         }
         op->size |= sqe->len > 0 ? WEIR__RECEIVE_CAPPED : 0;
-        if (weir__pool_available(u->group.pool) == 0 || u->group.parked_count > 0) {
+        if (weir__pool_available(u->group.pool) == 0 ||
+            (u->group.parked_count > 0 && (op->size & WEIR__RECEIVE_KEEPS_PLACE) == 0)) {
             sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
             op->size |= WEIR__RECEIVE_POLLED_FIRST;
         }

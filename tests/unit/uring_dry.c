@@ -85,6 +85,7 @@ static void parked_receives_start_again_in_order_one_a_buffer(void **state) {
     script_entry *first = script_expect(IORING_OP_RECV, 101), *second = script_expect(IORING_OP_RECV, 102);
     assert_int_equal(script_unseen(), 0);
     assert_int_equal(rig_pool_stats().parked_streams, 4);
+    assert_false(polls_first(first) || polls_first(second)); /* what they wait for is there */
     script_receive(first, full(), BUFFER, true);
     script_receive(second, full(), BUFFER, true);
     rig_dispatch(); /* both come back at the end of the dispatch, for nobody kept them */
