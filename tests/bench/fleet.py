@@ -49,6 +49,7 @@ SERVERS = [
     Server("weir-classic", "weir", "classic", "uring-classic", "weir"),
     Server("weir-epoll", "weir", "epoll", "epoll", "weir"),
     Server("weir-spin", "weir", "spin", INCREMENTAL, "weir"),
+    Server("weir-large", "weir", "large", INCREMENTAL, "weir"),
     Server("ring", "ring", "ring", INCREMENTAL, "hand"),
     Server("ring-direct", "ring", "direct", INCREMENTAL, "hand"),
     Server("epoll-level", "epoll", "level", "epoll", "hand"),

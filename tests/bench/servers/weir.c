@@ -166,14 +166,16 @@ static int serve(server *s) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const variants[] = { "incremental", "classic", "epoll", "spin", NULL };
+    static const char *const variants[] = { "incremental", "classic", "epoll", "spin", "large", NULL };
     char reason[WEIR_REASON_SIZE] = "";
     server s = { .loop = NULL };
     server_arguments(argc, argv, variants, &s.options);
     snprintf(s.upstream, sizeof s.upstream, "127.0.0.1:%u", s.options.upstream);
     const bool spins = server_is_variant(&s.options, "spin");
+    const weir_pool_options large = { .size = sizeof large, .buffer_bytes = 256 << 10 };
     const weir_loop_options options = { .size = sizeof options,
                                         .backend = backend(&s.options),
+                                        .pool = server_is_variant(&s.options, "large") ? &large : NULL,
                                         .busy_poll = spins ? WEIR_BUSY_POLL_ADAPTIVE : WEIR_BUSY_POLL_OFF,
                                         .reason = reason,
                                         .reason_size = sizeof reason };
