@@ -142,6 +142,19 @@ static void not_while_memory_is_short(void **state) {
     assert_true(is_sent_silently());
 }
 
+/* The loop came round to it while the send lasted, and cannot start the next before the end of that is told. */
+static void what_was_written_meanwhile_is_sent_when_it_is_over(void **state) {
+    (void)state;
+    stream->out.kind = WEIR__OP_SEND; /* of two bytes */
+    assert_int_equal(weir_stream_write(stream, "hello", 5), WEIR_WRITE_OK);
+    turns();
+    assert_null(script_find(IORING_OP_SEND, fd));
+    stream->out.kind = WEIR__OP_NONE;
+    weir__stream_output_done(&stream->out, &(weir__completion){ .result = 2, .final = true, .is_late = true });
+    assert_int_equal(weir_stream_get_queued(stream), 3);
+    assert_true(is_sent_silently());
+}
+
 int main(void) {
 #define quiet_test(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -149,6 +162,7 @@ int main(void) {
         quiet_test(not_when_a_drain_is_owed),      quiet_test(not_when_a_flush_waits),
         quiet_test(not_before_a_half_close),       quiet_test(not_of_memory_with_a_release_function),
         quiet_test(not_of_another_loops_memory),   quiet_test(not_while_memory_is_short),
+        quiet_test(not_of_another_loops_memory),   quiet_test(what_was_written_meanwhile_is_sent_when_it_is_over),
     };
     return cmocka_run_group_tests_name("stream_quiet", tests, NULL, NULL);
 }
