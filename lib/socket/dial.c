@@ -9,7 +9,8 @@ static bool is_internet(int family) {
     return family == AF_INET || family == AF_INET6;
 }
 
-static int make(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *values, weir_stream **ret_stream) {
+static int make(weir_loop *loop, int fd, bool is_tcp, const weir__stream_settings *values,
+                weir_stream **ret_stream) {
     const weir__stream_settings *settings = weir__stream_settings_share(loop->allocator, values);
     int r = settings != NULL ? weir__stream_new(loop, fd, is_tcp, settings, ret_stream) : -ENOMEM;
     weir__stream_settings_unref(loop->allocator, settings); /* the stream has its own reference */

@@ -39,7 +39,7 @@ struct weir_listener {
     const weir_listener_callbacks *callbacks;
     void *userdata;
     const weir__stream_settings *settings; /* shared with what it accepts */
-    int *held; /* accepted, not handed out */
+    int *held;                             /* accepted, not handed out */
     size_t held_count, held_capacity;
     uint32_t max_streams;  /* 0: none */
     uint32_t stream_count; /* accepted by it and not ended, if it has a limit */

@@ -101,8 +101,8 @@ static WEIR__NOINLINE void broken(weir_stream *stream, int error) {
 
 /* Has a send that nobody waited for taken all that is queued, and does nobody wait for that now either? */
 static bool is_quietly_over(const weir_stream *stream, const weir__completion *completion) {
-    return completion->is_late && (uint64_t)completion->result == stream->queue.bytes && !is_anything_wanted(stream) &&
-           stream->flushes == NULL;
+    return completion->is_late && (uint64_t)completion->result == stream->queue.bytes &&
+           !is_anything_wanted(stream) && stream->flushes == NULL;
 }
 
 void weir__stream_output_done(weir__op *op, const weir__completion *completion) {

@@ -154,7 +154,8 @@ static void a_slice_of_one_loop_is_sent_by_another(void **state) {
             received += b.out_peers[i].received;
         }
         assert_true(weir_loop_run_once(b.f.loop, 1 * MS) >= 0);
-        if (test_pool_stats(&b.f).starved > 0) /* from here on every byte needs a buffer that the sender gave back */
+        if (test_pool_stats(&b.f).starved >
+            0) /* from here on every byte needs a buffer that the sender gave back */
             atomic_store(&b.is_let_go, 1);
     }
     assert_int_equal(atomic_load(&b.failed), 0);

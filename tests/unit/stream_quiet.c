@@ -158,11 +158,15 @@ static void what_was_written_meanwhile_is_sent_when_it_is_over(void **state) {
 int main(void) {
 #define quiet_test(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        quiet_test(a_write_that_nobody_waits_for), quiet_test(not_in_single_turns),
-        quiet_test(not_when_a_drain_is_owed),      quiet_test(not_when_a_flush_waits),
-        quiet_test(not_before_a_half_close),       quiet_test(not_of_memory_with_a_release_function),
-        quiet_test(not_of_another_loops_memory),   quiet_test(not_while_memory_is_short),
-        quiet_test(not_of_another_loops_memory),   quiet_test(what_was_written_meanwhile_is_sent_when_it_is_over),
+        quiet_test(a_write_that_nobody_waits_for),
+        quiet_test(not_in_single_turns),
+        quiet_test(not_when_a_drain_is_owed),
+        quiet_test(not_when_a_flush_waits),
+        quiet_test(not_before_a_half_close),
+        quiet_test(not_of_memory_with_a_release_function),
+        quiet_test(not_of_another_loops_memory),
+        quiet_test(not_while_memory_is_short),
+        quiet_test(what_was_written_meanwhile_is_sent_when_it_is_over),
     };
     return cmocka_run_group_tests_name("stream_quiet", tests, NULL, NULL);
 }
