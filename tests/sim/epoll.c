@@ -277,7 +277,10 @@ int weir__sys_epoll_wait(int epoll_fd, struct epoll_event *ret_events, int most,
     int told = timeout_ns > 0 ? sleep_until(epoll, ret_events, most, deadline) : collect(epoll, ret_events, most);
     if (timeout_ns > 0 || !sim.has_paused) { /* else it has been looking out, of which there is a limit */
         waits.vain = told == 0 && timeout_ns == 0 ? waits.vain + 1 : 0;
-        waits.busy = timeout_ns == 0 || waits.has_told ? waits.busy + 1 : 0;
+        if (timeout_ns > 0 && !waits.has_told)
+            waits.busy = 0;
+        else if (told <= 0 || waits.has_told) /* who looks and is told for nothing has a reason to look again */
+            waits.busy++;
     }
     sim.has_paused = false;
     if (timeout_ns > 0 || told > 0)
