@@ -296,6 +296,7 @@ static void open_all(void) {
                                   .allocator = &counting_allocator,
                                   .max_turn_events = app.max_turn_events };
     if (sim_random(2) == 0) {
+        sim.is_polling = true;
         options.busy_poll = 1 + (uint32_t)sim_random(2);
         options.busy_poll_ns = (int64_t)sim_random(200000);
         options.busy_poll_share_percent = (uint32_t)sim_random(101);

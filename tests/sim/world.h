@@ -234,6 +234,7 @@ typedef struct sim_world {
     uint64_t steps;                  /* done */
     uint64_t operations;             /* requests submitted */
     uint64_t actions;                /* of the application, begun or left out */
+    bool is_polling;                 /* the loop polls busily: it may look before it sleeps */
     bool has_paused;                 /* the loop looks out before it sleeps */
     unsigned pauses;                 /* since something came, or it slept */
     bool is_calm;                    /* faults have stopped */
