@@ -279,7 +279,8 @@ int weir__sys_epoll_wait(int epoll_fd, struct epoll_event *ret_events, int most,
         waits.vain = told == 0 && timeout_ns == 0 ? waits.vain + 1 : 0;
         if (timeout_ns > 0 && !waits.has_told)
             waits.busy = 0;
-        else if (told <= 0 || waits.has_told || !sim.is_polling) /* told for nothing, it has a reason to look again */
+        else if (told <= 0 || waits.has_told ||
+                 !sim.is_polling) /* told for nothing, it has a reason to look again */
             waits.busy++;
     }
     sim.has_paused = false;
