@@ -91,10 +91,6 @@ void weir__heap_remove_if(weir__heap *heap, bool (*matches)(weir__heap_node *nod
     heap->count = kept;
 }
 
-int64_t weir__heap_next(const weir__heap *heap) {
-    return heap->count > 0 ? heap->nodes[0]->key : INT64_MAX;
-}
-
 weir__heap_node *weir__heap_take_due(weir__heap *heap, int64_t now) {
     while (heap->count > 0 && heap->nodes[0]->key <= now) {
         weir__heap_node *top = heap->nodes[0];

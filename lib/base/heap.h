@@ -48,7 +48,9 @@ void weir__heap_remove(weir__heap *heap, weir__heap_node *node);
 /* Take out all that @matches. */
 void weir__heap_remove_if(weir__heap *heap, bool (*matches)(weir__heap_node *node));
 /* When to look again: no node is due before. INT64_MAX: never. */
-int64_t weir__heap_next(const weir__heap *heap);
+static inline int64_t weir__heap_next(const weir__heap *heap) {
+    return heap->count > 0 ? heap->nodes[0]->key : INT64_MAX;
+}
 /* Take out and return a node that is due, least deadline first; NULL: none. */
 weir__heap_node *weir__heap_take_due(weir__heap *heap, int64_t now);
 void weir__heap_deinit(weir__heap *heap, const weir_allocator *allocator);

@@ -36,6 +36,8 @@ void weir__loop_keep(weir_loop *loop, weir__actor *actor) {
 static unsigned settle(weir_loop *loop) {
     weir__link marked, *link;
     unsigned count = 0;
+    if (weir__list_is_empty(&loop->marked))
+        return 0;
     weir__list_move(&loop->marked, &marked);
     while (!weir__loop_is_lost(loop) && (link = weir__list_take_first(&marked)) != NULL) {
         weir__actor *actor = WEIR__CONTAINER(link, weir__actor, marked);
@@ -138,8 +140,8 @@ static bool is_over(const weir_loop *loop) {
 static unsigned fire_timers(weir_loop *loop) {
     unsigned count = 0;
     weir__heap_node *node;
-    while (count < loop->max_turn_events && !weir__loop_is_lost(loop) &&
-           (node = weir__heap_take_due(&loop->timers, loop->now)) != NULL) {
+    while (weir__heap_next(&loop->timers) <= loop->now && count < loop->max_turn_events &&
+           !weir__loop_is_lost(loop) && (node = weir__heap_take_due(&loop->timers, loop->now)) != NULL) {
         weir__timeout *timeout = WEIR__CONTAINER(node, weir__timeout, node);
         timeout->fire(timeout);
         count++;
@@ -240,12 +242,17 @@ static int begin(weir_loop *loop) {
     return 0;
 }
 
+/* Was it told to stop? Looked at first: to take what is not there would cost each turn an atomic write. */
+static bool take_stop(weir_loop *loop) {
+    return atomic_load(&loop->is_stopping) != 0 && atomic_exchange(&loop->is_stopping, 0) != 0;
+}
+
 WEIR_API int weir_loop_run(weir_loop *loop) {
     int r = begin(loop);
     if (r < 0)
         return r;
     loop->is_unwatched = true;
-    while (r >= 0 && atomic_exchange(&loop->is_stopping, 0) == 0) {
+    while (r >= 0 && !take_stop(loop)) {
         if (is_over(loop))
             break;
         r = turn(loop, WEIR_NEVER);

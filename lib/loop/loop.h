@@ -114,7 +114,7 @@ struct weir_loop {
     void *pressure_userdata;
     uint32_t pressure_told; /* enum weir_pressure_level */
 
-    _Atomic(weir__post *) posts; /* a stack; post.c's CLOSED from the loop's close */
+    _Atomic(weir__post *) posts; /* a stack; weir__loop_posts_closed from the loop's close */
     _Atomic(uint32_t) is_stopping;
 
     uint32_t streams_open, streams_unstarted, listeners_open, timers_started, watches_started, signals_started;
@@ -186,13 +186,17 @@ void weir__timeout_set(weir_loop *loop, weir__timeout *timeout, int64_t delay_ns
 /* The loop's close: no timer of the application fires after this. */
 void weir__loop_stop_timers(weir_loop *loop);
 
+extern weir__post weir__loop_posts_closed; /* what loop.posts is from the loop's close on */
 /* Any thread. false: the loop is closed, and it will not run. */
 bool weir__loop_push(weir_loop *loop, weir__post *post);
 /* The loop's thread, at its close: from here on weir__loop_push() says false. */
 void weir__loop_refuse_posts(weir_loop *loop);
 /* Run what has been posted, in order. Return: how many. */
 unsigned weir__loop_run_posts(weir_loop *loop);
-bool weir__loop_has_posts(const weir_loop *loop);
+static inline bool weir__loop_has_posts(const weir_loop *loop) {
+    weir__post *top = atomic_load(&loop->posts);
+    return top != NULL && top != &weir__loop_posts_closed;
+}
 
 /* Mark those who wait for a descriptor, or for a stream to end: one may have become free. */
 void weir__loop_unstall(weir_loop *loop);

@@ -3,8 +3,8 @@
 
 /* Work from any thread: a stack that many push and the loop takes as a whole, then runs from its oldest end. */
 
-static weir__post closed_marker;
-#define CLOSED (&closed_marker)
+weir__post weir__loop_posts_closed;
+#define CLOSED (&weir__loop_posts_closed)
 
 typedef struct user_post {
     weir__post post;
@@ -21,11 +21,6 @@ bool weir__loop_push(weir_loop *loop, weir__post *post) {
     } while (!atomic_compare_exchange_weak(&loop->posts, &top, post));
     weir__waker_wake(loop->waker);
     return true;
-}
-
-bool weir__loop_has_posts(const weir_loop *loop) {
-    weir__post *top = atomic_load(&loop->posts);
-    return top != NULL && top != CLOSED;
 }
 
 static unsigned run(weir_loop *loop, weir__post *newest) {

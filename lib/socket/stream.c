@@ -282,6 +282,11 @@ WEIR_API int weir_stream_detach(weir_stream *stream, int *ret_fd) {
     return 0;
 }
 
+/* Is there nothing that its peer would have to take, or to send? Then nobody waits for it. */
+static bool is_told_all(const weir_stream *stream) {
+    return stream->has_ended && stream->queue.bytes == 0 && weir__op_is_idle(&stream->out);
+}
+
 WEIR_API int weir_stream_close(weir_stream *stream) {
     if (stream == NULL)
         return 0;
@@ -299,7 +304,7 @@ WEIR_API int weir_stream_close(weir_stream *stream) {
     set_state(stream, WEIR_STREAM_CLOSING);
     if (!stream->is_connected && stream->queue.bytes == 0)
         weir__stream_fail(stream, WEIR_CLOSE_LOCAL, 0); /* nothing to send, so nobody to wait for */
-    else if (stream->is_connected)
+    else if (stream->is_connected && !is_told_all(stream))
         weir__stream_linger(stream);
     weir__stream_mark(stream);
     return 0;

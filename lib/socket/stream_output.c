@@ -99,16 +99,17 @@ static WEIR__NOINLINE void broken(weir_stream *stream, int error) {
     weir__sendq_clear(&stream->queue, &stream->loop->ranges);
 }
 
-/* Has a send that nobody waited for taken all that is queued, and does nobody wait for that now either? */
+/* Was it a send that nobody waited for, and does nobody wait for it now either? */
 static bool is_quietly_over(const weir_stream *stream, const weir__completion *completion) {
-    return completion->is_late && (uint64_t)completion->result == stream->queue.bytes &&
-           !is_anything_wanted(stream) && stream->flushes == NULL;
+    return completion->is_late && !is_anything_wanted(stream) && stream->flushes == NULL;
 }
 
 void weir__stream_output_done(weir__op *op, const weir__completion *completion) {
     weir_stream *stream = WEIR__CONTAINER(op, weir_stream, out);
     if (WEIR__LIKELY(is_quietly_over(stream, completion))) {
         account(stream, (uint32_t)completion->result, stream->progress_at);
+        if (stream->queue.bytes > 0) /* what was written meanwhile */
+            weir__stream_mark_output(stream);
         return;
     }
     if (!stream->is_connected)

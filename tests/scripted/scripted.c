@@ -69,7 +69,7 @@ static struct {
     unsigned fd_count;
     int peek, unsent, backlog, receive_result, socket_error, peer;
     const uint8_t *receive_data;
-    unsigned peeks, receives, connects, shutdowns;
+    unsigned peeks, receives, connects, shutdowns, unsent_asked;
     _Atomic(unsigned) signals, mappings;
     int64_t now, pause_ns;
     unsigned pauses;
@@ -705,6 +705,10 @@ void script_set_unsent(int bytes) {
     script.unsent = bytes;
 }
 
+unsigned script_unsent_asked(void) {
+    return script.unsent_asked;
+}
+
 void script_set_receive(const void *data, int result) {
     script.receive_data = data;
     script.receive_result = result;
@@ -730,6 +734,7 @@ int weir__sys_receive(int fd, void *data, size_t size) {
 
 int weir__sys_unsent(int fd) {
     int r = script_check_fd(fd);
+    script.unsent_asked++;
     return r < 0 ? r : script.unsent;
 }
 

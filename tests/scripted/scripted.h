@@ -198,12 +198,13 @@ void script_set_peek(int result);
 unsigned script_peeks(void);
 /* What every socket says that its peer has not taken yet; at first 0. */
 void script_set_unsent(int bytes);
-int script_backlog(void);        /* of the last listen(2) */
-unsigned script_connects(void);  /* calls of connect(2) */
-unsigned script_shutdowns(void); /* of one half, SHUT_WR */
-unsigned script_signals(void);   /* of eventfds */
-unsigned script_mappings(void);  /* pages that are not inherited, still mapped */
-unsigned script_signals(void);   /* of eventfds */
+unsigned script_unsent_asked(void); /* how often that was */
+int script_backlog(void);           /* of the last listen(2) */
+unsigned script_connects(void);     /* calls of connect(2) */
+unsigned script_shutdowns(void);    /* of one half, SHUT_WR */
+unsigned script_signals(void);      /* of eventfds */
+unsigned script_mappings(void);     /* pages that are not inherited, still mapped */
+unsigned script_signals(void);      /* of eventfds */
 /* A signal comes, to be read from a signalfd of its number; and is its number blocked? */
 void script_raise(int number);
 bool script_is_blocked(int number);

@@ -236,6 +236,39 @@ static void a_peer_that_takes_nothing_more_has_it_once(void **state) {
     told_close("c", WEIR_CLOSE_LINGER, -ETIMEDOUT);
 }
 
+/* A connection that comes, asks once and goes is closed by nothing that it need not be: its peer has all, and sends no more. */
+static void a_peer_that_has_all_and_has_ended_is_not_waited_for(void **state) {
+    (void)state;
+    int fd;
+    weir_stream *stream = adopt(100 * ms, &fd);
+    script_complete(script_find(IORING_OP_RECV, fd), 0, 0);
+    turns();
+    assert_string_equal(told.events, "e");
+    test_ok(weir_stream_close(stream));
+    turns();
+    told_close("ec", WEIR_CLOSE_PEER, 0);
+    assert_int_equal(script_shutdowns(), 1);
+    assert_int_equal(script_unsent_asked(), 0);
+}
+
+/* One that has ended its half may still have to take what is queued. */
+static void a_peer_that_has_ended_but_has_not_all_is_waited_for(void **state) {
+    (void)state;
+    static const uint8_t bytes[300];
+    int fd;
+    weir_stream *stream = adopt(100 * ms, &fd);
+    script_complete(script_find(IORING_OP_RECV, fd), 0, 0);
+    turns();
+    assert_string_equal(told.events, "e");
+    test_ok(weir_stream_write(stream, bytes, sizeof bytes));
+    test_ok(weir_stream_close(stream));
+    turns();
+    assert_string_equal(told.events, "e");
+    script_advance_ns(100 * ms);
+    turns();
+    told_close("ec", WEIR_CLOSE_LINGER, -ETIMEDOUT);
+}
+
 /* ---- a condemned group ------------------------------------------------------------------------------------- */
 
 static weir_loop_info info_now(void) {
@@ -273,6 +306,8 @@ int main(void) {
         stream_test(our_half_is_ended_once),
         stream_test(a_peer_that_takes_some_has_the_linger_timeout_again),
         stream_test(a_peer_that_takes_nothing_more_has_it_once),
+        stream_test(a_peer_that_has_all_and_has_ended_is_not_waited_for),
+        stream_test(a_peer_that_has_ended_but_has_not_all_is_waited_for),
         stream_test(what_condemned_the_rings_is_in_the_loops_info),
     };
     return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
