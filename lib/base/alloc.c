@@ -10,7 +10,9 @@ static void *default_alloc(size_t size, size_t alignment, void *userdata) {
     (void)userdata;
     int saved = errno;
 #if WEIR_ALLOCATOR_MIMALLOC
-    void *memory = mi_malloc_aligned(size, alignment);
+    /* Asked for an alignment mimalloc may take the next larger size, also where any block would do: 512 bytes for 448. */
+    bool is_aligned = alignment <= WEIR__ALIGNMENT && size >= WEIR__ALIGNMENT;
+    void *memory = is_aligned ? mi_malloc(size) : mi_malloc_aligned(size, alignment);
 #else
     /* aligned_alloc() wants a multiple of the alignment, and what malloc() gives is aligned for any type anyway */
     size_t rounded = (size + alignment - 1) & ~(alignment - 1);
