@@ -64,7 +64,9 @@ enum weir__op_kind {
     WEIR__OP_WAKE
 };
 
-/* The owner sets complete; the rest is the backend's. */
+enum { WEIR__MOST_GROUPS = 127 };
+
+/* The owner sets complete; the rest is the backend's, but where it says otherwise. */
 struct weir__op {
     weir__link link; /* the backend's lists; which one follows from the state */
     weir__op_fn complete;
@@ -78,7 +80,8 @@ struct weir__op {
     uint8_t kind;   /* enum weir__op_kind */
     uint8_t state;  /* the backend's */
     uint8_t cancel; /* the backend's */
-    uint8_t group;  /* receive: the buffer group that it was armed on; 0: none yet */
+    uint8_t group : 7; /* receive: the buffer group that it was armed on; 0: none yet */
+    bool is_stale : 1; /* the owner's: it may wish for something else by now, so settle it before going on */
 };
 
 static inline void weir__op_init(weir__op *op, weir__op_fn complete) {

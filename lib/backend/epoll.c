@@ -4,14 +4,21 @@
 
 /* The turns of the epoll backend and its life: everything about single operations is in epoll_op.c. */
 
-enum { MOST_DRY_TURNS = 8, MOST_SERVED = 64 };
+enum {
+    MOST_DRY_TURNS = 8,
+    MOST_SERVED = 64,
+    /* When so much has been brought it is answered before there is more: while it lies in the cache. In bulk echo over 50
+     * connections that, and sends of all that a stream's share has brought, cost two thirds of the processor's time. */
+    MOST_BROUGHT = 64 << 10
+};
 
 static const uint64_t waker_data = UINT64_MAX; /* no descriptor's */
 
 /* ---- turns ------------------------------------------------------------------------------------------ */
 
 static bool has_ready(const weir__epoll *e) {
-    return !weir__list_is_empty(&e->ready) || !weir__list_is_empty(&e->finished);
+    return !weir__list_is_empty(&e->ready) || !weir__list_is_empty(&e->sends) ||
+           !weir__list_is_empty(&e->finished);
 }
 
 /* Streams are parked, and there is something to receive into. */
@@ -50,19 +57,16 @@ static bool is_lost(const weir__epoll *e) {
 }
 
 /* Return: how many; those whose turn it is not yet stay in front. */
-static unsigned try_ready(weir__epoll *e, unsigned max) {
+static unsigned try_ready(weir__epoll *e, weir__link *list, unsigned max) {
     weir__link ready, *link;
     unsigned count = 0;
-    weir__list_move(&e->ready, &ready); /* one that is ready still waits for the others */
-    while (count < max && !is_lost(e) && (link = weir__list_take_first(&ready)) != NULL) {
+    weir__list_move(list, &ready); /* one that is ready still waits for the others */
+    while (count < max && e->brought_bytes < MOST_BROUGHT && !is_lost(e) &&
+           (link = weir__list_take_first(&ready)) != NULL) {
         weir__epoll_try(e, WEIR__CONTAINER(link, weir__op, link));
         count++;
     }
-    while (!weir__list_is_empty(&ready)) {
-        link = ready.previous;
-        weir__list_remove(link);
-        weir__list_prepend(&e->ready, link);
-    }
+    weir__list_move_to_front(&ready, list);
     return count;
 }
 
@@ -88,7 +92,11 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     count += serve(e, max > count ? max - count : 0, false);
     if (is_lost(e))
         return count;
-    count += try_ready(e, max > count ? max - count : 0);
+    e->brought_bytes = 0;
+    count += try_ready(e, &e->sends, max > count ? max - count : 0);
+    if (is_lost(e))
+        return count;
+    count += try_ready(e, &e->ready, max > count ? max - count : 0);
     if (is_lost(e))
         return count;
     /* The reserve is for when nothing else moves: a send may bring a buffer back. */
@@ -180,6 +188,7 @@ int weir__epoll_new(const weir_allocator *allocator, weir_pool *pool, weir__wake
     e->allocator = allocator;
     e->pool = pool;
     e->left = -1;
+    weir__list_init(&e->sends);
     weir__list_init(&e->ready);
     weir__list_init(&e->finished);
     weir__list_init(&e->parked);

@@ -46,13 +46,15 @@ typedef struct weir__epoll {
     const weir_allocator *allocator;
     weir_pool *pool;
     int fd;
-    weir__link ready;    /* weir__op.link: READY; in order */
+    weir__link sends;    /* weir__op.link: READY, sends; in order */
+    weir__link ready;    /* weir__op.link: READY, the others; in order */
     weir__link finished; /* weir__op.link: FINISHED */
     weir__link parked;   /* weir__op.link: PARKED; in the order in which they found no buffer */
     uint32_t parked_count, under_way;
     uint32_t dry_turns;        /* in which a parked stream might have been served */
     weir__pool_buffer current; /* what is received into; data NULL: none */
     uint32_t filled;           /* of it */
+    uint64_t brought_bytes;    /* by this dispatch */
     bool has_skipped;          /* the last wait did not ask the kernel: the next one does */
     bool has_no_memory;        /* for a private block; tried again at the next tick */
     weir__epoll_file **files;  /* by descriptor, in chunks: a file stays where it is */

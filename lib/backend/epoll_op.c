@@ -60,7 +60,7 @@ static void finish_later(weir__epoll *e, weir__op *op, int32_t result) {
 
 static void make_ready(weir__epoll *e, weir__op *op) {
     op->state = READY;
-    weir__list_append(&e->ready, &op->link);
+    weir__list_append(op->kind == WEIR__OP_SEND ? &e->sends : &e->ready, &op->link);
 }
 
 /* It goes on when the kernel tells of one of @events; @again: even if it has told of them. */
@@ -318,6 +318,7 @@ static void received(weir__epoll *e, weir__op *op, int r, size_t most, const wei
     }
     e->base.stats.slices++;
     e->base.stats.bytes_in += (uint64_t)r;
+    e->brought_bytes += (uint64_t)r;
     bool is_limited = (op->size & LIMITED) != 0;
     if (is_limited)
         op->limit -= (uint64_t)r;
@@ -332,7 +333,8 @@ static void received(weir__epoll *e, weir__op *op, int r, size_t most, const wei
     op->complete(op, &(weir__completion){ .result = r, .slice = *slice });
 }
 
-static void receive_buffer(weir__epoll *e, weir__op *op) {
+/* Return: as many as there was room for. */
+static bool receive_buffer(weir__epoll *e, weir__op *op) {
     uint32_t room = e->current.size - e->filled;
     uint8_t *data = (uint8_t *)e->current.data + e->filled;
     size_t most = most_of(op, room);
@@ -351,11 +353,24 @@ static void receive_buffer(weir__epoll *e, weir__op *op) {
             e->current.data = NULL;
     }
     received(e, op, r, most, &slice);
+    return size == most;
+}
+
+/* Is there more, and its owner asks for nothing else? */
+static bool goes_on(weir__epoll *e, const weir__op *op) {
+    return !is_lost(e) && op->state == READY && !op->is_stale && weir__epoll_has_buffer(e);
+}
+
+/* All of its share in a row, so that it is answered as a whole: one large send costs much less than small ones. */
+static void receive_share(weir__epoll *e, weir__op *op) {
+    uint64_t most = e->brought_bytes + FAIR_BYTES;
+    while (receive_buffer(e, op) && e->brought_bytes < most && goes_on(e, op))
+        weir__list_remove(&op->link);
 }
 
 static void try_receive(weir__epoll *e, weir__op *op) {
     if (WEIR__LIKELY(e->parked_count == 0 && weir__epoll_has_buffer(e))) {
-        receive_buffer(e, op);
+        receive_share(e, op);
         return;
     }
     /* Something to read has to wait for a buffer. An end has not, and nothing at all is no reason to wait. */
@@ -386,7 +401,7 @@ bool weir__epoll_serve_parked(weir__epoll *e, bool is_private) {
     if (is_private)
         receive_private(e, op, block);
     else
-        receive_buffer(e, op);
+        (void)receive_buffer(e, op);
     return true;
 }
 

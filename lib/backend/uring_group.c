@@ -54,8 +54,8 @@ int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const 
         group->ring = NULL;
     }
     weir__pool_withdraw(group->pool);
-    group->id =
-        group->id < UINT8_MAX ? group->id + 1 : 1; /* what was armed on the old one must not find the new one */
+    /* What was armed on the old one must not find the new one. */
+    group->id = group->id < WEIR__MOST_GROUPS ? group->id + 1 : 1;
     return open_ring(group, ring, allocator);
 }
 

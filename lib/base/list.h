@@ -62,4 +62,15 @@ static inline void weir__list_move(weir__link *from, weir__link *to) {
     weir__list_init(from);
 }
 
+/* Put everything of one list in front of another. */
+static inline void weir__list_move_to_front(weir__link *from, weir__link *to) {
+    if (weir__list_is_empty(from))
+        return;
+    from->previous->next = to->next;
+    to->next->previous = from->previous;
+    from->next->previous = to;
+    to->next = from->next;
+    weir__list_init(from);
+}
+
 #endif

@@ -184,8 +184,8 @@ static void settle_closing(weir_stream *stream) {
 
 static void settle(weir__actor *actor) {
     weir_stream *stream = to_stream(actor);
-    bool is_due = stream->is_due;
-    stream->is_due = false; /* what callbacks wish marks it anew */
+    bool is_due = stream->in.is_stale;
+    stream->in.is_stale = false; /* what callbacks wish marks it anew */
     /* Callbacks may end the stream, which marks it: only what comes last here frees it. (Of an unstarted one a callback
      * could detach or close: those have none.) */
     if (!stream->has_failed)

@@ -32,7 +32,8 @@ struct weir_stream {
     _Atomic(uint32_t) refs;                 /* the loop's until it has ended, and the application's */
     int fd;                                 /* -1 once closed */
     weir_loop *loop;                        /* referenced */
-    weir__op in, out;                       /* receive or watch; connect or send */
+    weir__op in;                            /* receive or watch; stale: marked for more than its output */
+    weir__op out;                           /* connect or send */
     weir__sendq queue;                      /* written, not yet taken by the kernel */
     weir__sendq staged;                     /* received, not yet delivered */
     weir__timeout timeout;                  /* set by weir__stream_schedule() alone */
@@ -65,7 +66,6 @@ struct weir_stream {
     bool is_full_told : 1;   /* a write said WEIR_WRITE_FULL: a drain is owed */
     bool is_pipe_full : 1;   /* what comes by pipe rests until the queue has fallen to its low mark */
     bool is_corked : 1;      /* sends wait */
-    bool is_due : 1;         /* marked for more than its output */
 
     bool is_tcp : 1;
     bool is_connected : 1;
@@ -94,7 +94,7 @@ void weir__stream_apply(int fd, bool is_tcp, const weir__stream_settings *settin
 void weir__stream_fail(weir_stream *stream, int reason, int error);
 /* Settle it, all of it. */
 static inline void weir__stream_mark(weir_stream *stream) {
-    stream->is_due = true;
+    stream->in.is_stale = true;
     weir__loop_mark(stream->loop, &stream->actor);
 }
 

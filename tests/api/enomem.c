@@ -446,9 +446,9 @@ static void a_stream_without_memory_for_buffers_waits(void **state) {
     test_open(&f, NULL, &pool);
     int peer = witness_pair(&f, &w, true, NULL);
     w.hook = hold_the_first;
-    peer_send(peer, data, sizeof data); /* all of the only buffer there is */
     run_turns(&f, 1);
     atomic_store(&f.memory.fail_every, 1);
+    peer_send(peer, data, sizeof data); /* all of the only buffer there is */
     run_until(&f, w.size == sizeof data);
     peer_send(peer, "hello", 5);
     run_turns(&f, 20);

@@ -311,32 +311,126 @@ static void limit_is_exact(void **state) {
     close_receive();
 }
 
-static void receives_take_turns(void **state) {
-    (void)state;
-    static const char bytes[8 * BUFFER];
-    open_receive(0);
-    int other = epoll_socket();
+/* ---- shares ------------------------------------------------------------------------------------------ */
+
+enum { LARGE = 64 << 10, SHARE = 256 << 10 };
+static const char plenty[1 << 20];
+static int other;
+
+/* Two sockets with more than anybody would take at once. */
+static void open_two(void) {
+    owners_init(o, 4);
+    protocol = IPPROTO_TCP;
+    epoll_open(&(rig_options){ .buffer_bytes = LARGE, .budget = 64 });
+    fd = epoll_socket();
+    other = epoll_socket();
+    receive(o, fd, 0);
     receive(&o[1], other, 0);
-    script_set_receive(bytes, sizeof bytes);
+    script_set_receive(plenty, sizeof plenty);
     script_ready(fd, EPOLLIN);
     script_ready(other, EPOLLIN);
     rig_submit();
-    for (unsigned i = 1; i <= 3; i++) {
-        assert_int_equal(rig_dispatch(), 2);
-        assert_int_equal(o[0].count, i); /* one receive each, although there is more */
-        assert_int_equal(o[1].count, i);
-        rig_submit();
-    }
-    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1); /* and the other's turn is next */
-    assert_int_equal(o[0].count, 4);
-    assert_int_equal(o[1].count, 3);
-    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
-    assert_int_equal(o[0].count, 4);
-    assert_int_equal(o[1].count, 4);
+}
+
+static void close_two(void) {
     r.backend->verbs->cancel(r.backend, &o[1].op);
     epoll_settle();
     epoll_close_socket(other);
     close_receive();
+}
+
+/* What a socket has is brought in one go, so that it is answered by one send, but no more than its share. */
+static void shares_take_turns(void **state) {
+    (void)state;
+    open_two();
+    for (unsigned i = 1; i <= 2; i++) {
+        assert_int_equal(rig_dispatch(), 1); /* and what it brought is looked at first */
+        assert_int_equal(o[0].count, i * SHARE / LARGE);
+        assert_int_equal(o[1].count, (i - 1) * SHARE / LARGE);
+        rig_submit();
+        assert_int_equal(rig_dispatch(), 1);
+        assert_int_equal(o[0].count, i * SHARE / LARGE);
+        assert_int_equal(o[1].count, i * SHARE / LARGE);
+        script_set_receive(plenty, sizeof plenty);
+        rig_submit();
+    }
+    close_two();
+}
+
+static void small_receives_share_a_dispatch(void **state) {
+    (void)state;
+    open_two();
+    script_set_receive("abc", 3);
+    assert_int_equal(rig_dispatch(), 2);
+    told_bytes(&o[0], "abc");
+    told_nothing_more(&o[1]);
+    assert_int_equal(script_receives(), 2); /* none for what is not there */
+    close_two();
+}
+
+static void wish_for_something_else(owner *it, const told *last) {
+    (void)last;
+    it->op.is_stale = true;
+}
+
+/* Who has been paused inside, say, gets nothing more before that has been settled. */
+static void share_ends_where_the_owner_may_wish_for_something_else(void **state) {
+    (void)state;
+    open_two();
+    o[0].then = wish_for_something_else;
+    assert_int_equal(rig_dispatch(), 1);
+    assert_int_equal(o[0].count, 1);
+    rig_submit();
+    o[0].then = NULL;
+    o[0].op.is_stale = false;
+    assert_int_equal(rig_dispatch(), 1);
+    assert_int_equal(o[1].count, SHARE / LARGE);
+    assert_int_equal(o[0].count, 1);
+    close_two();
+}
+
+static void cancel_inside(owner *it, const told *last) {
+    if (!last->is_final)
+        r.backend->verbs->cancel(r.backend, &it->op);
+}
+
+static void share_ends_where_it_is_cancelled(void **state) {
+    (void)state;
+    open_two();
+    o[0].then = cancel_inside;
+    rig_dispatch();
+    assert_int_equal(o[0].count, 1);
+    rig_turn();
+    assert_int_equal(o[0].count, 2);
+    assert_true(o[0].told[1].is_final);
+    o[0].then = NULL;
+    o[0].finals = 0;
+    receive(o, fd, 0);
+    close_two();
+}
+
+/* What is to go out lies in the cache, and goes before anything else is brought. */
+static void sends_go_before_receives(void **state) {
+    (void)state;
+    weir__range_cache cache = { .allocator = &r.memory.allocator, .owner = &r };
+    weir__sendq queue = { 0 };
+    weir_slice slice;
+    open_two();
+    test_ok(weir_slice_copy(r.pool, "answer", 6, &slice));
+    test_ok(weir__sendq_push(&queue, &cache, &slice));
+    weir_slice_unref(&slice);
+    assert_int_equal(rig_dispatch(), 1);
+    assert_int_equal(o[0].count, SHARE / LARGE);
+    int third = epoll_socket();
+    r.backend->verbs->send(r.backend, &o[2].op, third, &queue, false); /* other is ready, and was first */
+    rig_submit();
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
+    told_final(&o[2], 6);
+    told_nothing_more(&o[1]);
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_deinit(&cache);
+    epoll_close_socket(third);
+    close_two();
 }
 
 /* ---- into what --------------------------------------------------------------------------------------- */
@@ -446,7 +540,11 @@ int main(void) {
         epoll_test(failures_and_ends_are_final),
         epoll_test(interrupted_receive_is_tried_again),
         epoll_test(limit_is_exact),
-        epoll_test(receives_take_turns),
+        epoll_test(shares_take_turns),
+        epoll_test(small_receives_share_a_dispatch),
+        epoll_test(share_ends_where_the_owner_may_wish_for_something_else),
+        epoll_test(share_ends_where_it_is_cancelled),
+        epoll_test(sends_go_before_receives),
         epoll_test(small_rest_of_a_buffer_is_left),
         epoll_test(receive_can_be_cancelled_in_each_state),
         epoll_test(receive_can_be_cancelled_inside_its_completion),
