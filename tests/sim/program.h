@@ -172,8 +172,11 @@ void uncork(connection *c);
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c);
 void start_connection(connection *c, weir_stream *stream);
-/* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. */
+/* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. Of these the
+ * application hears now, and may do something. */
 void notice_silent_ends(void);
+/* Likewise, where the application cannot do anything, since its thread sleeps or is in a call: the ends alone. */
+void notice_ends(void);
 
 /* ---- pipes.c ---------------------------------------------------------------------------------------- */
 
