@@ -298,6 +298,7 @@ static void do_anything(connection *c) {
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c) {
     uint64_t random;
+    sim_require(!app.is_outside, "the application does something while its thread sleeps");
     notice_silent_ends();
     if (c == NULL || !sim_begin_action(&random))
         return;

@@ -191,12 +191,14 @@ bool sim_world_step(void) {
     if (!app.no_new && sim_random(12) == 0)
         come();
     bool did = false;
+    app.is_outside = true;
     size_t count = app.used_count, first = count > 0 ? (size_t)sim_random(count) : 0;
     for (size_t i = 0; i < count && app.used_count > 0 && !did; i++) {
         connection *c = app.used[(first + i) % app.used_count];
         did = peer_act(c);
         reap(c);
     }
+    app.is_outside = false;
     sim.now_ns += (int64_t)sim_random(20000);
     return did;
 }

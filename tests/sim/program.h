@@ -141,7 +141,7 @@ typedef struct application {
     lent external[MOST_EXTERNAL];
     uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
     int64_t posted_at[MOST_POSTS];    /* by number */
-    bool is_in_thread, is_unix, no_new, may_fail;
+    bool is_in_thread, is_outside, is_unix, no_new, may_fail; /* is_outside: it is a peer that does something */
     uint64_t streams_closed, checks, looks;
 } application;
 
