@@ -298,6 +298,7 @@ static void do_anything(connection *c) {
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c) {
     uint64_t random;
+    sim_require(!app.is_outside, "the application does something while its thread sleeps");
     notice_silent_ends();
     if (c == NULL || !sim_begin_action(&random))
         return;
@@ -475,10 +476,24 @@ static const weir_stream_callbacks *choose_callbacks(const connection *c) {
     return &tables[table];
 }
 
+static bool may_end_silently(const connection *c) {
+    return c->is_started && c->closes == 0 && c->stream != NULL;
+}
+
+void notice_ends(void) {
+    for (size_t i = 0; i < app.used_count; i++) {
+        connection *c = app.used[i];
+        if (!may_end_silently(c))
+            continue;
+        notice_end(c);
+        notice_pair(c);
+    }
+}
+
 void notice_silent_ends(void) {
     for (size_t i = app.used_count; i-- > 0;) {
         connection *c = i < app.used_count ? app.used[i] : NULL;
-        if (c == NULL || !c->is_started || c->closes > 0 || c->stream == NULL)
+        if (c == NULL || !may_end_silently(c))
             continue;
         weir_stream *stream = c->stream;
         notice_end(c);

@@ -11,14 +11,14 @@
  */
 
 static weir_stream_options stream_options(void) {
-    return (weir_stream_options){ .size = sizeof(weir_stream_options),
-                                  .flags = sim_random(5) == 0 ? WEIR_STREAM_METERED : 0,
-                                  .connect_timeout_ns = 50000000,
-                                  .idle_timeout_ns = sim_random(6) == 0 ? 1 + (int64_t)sim_random(800000000) : 0,
-                                  .write_timeout_ns =
-                                      sim_random(4) == 0 ? 1 + (int64_t)sim_random(600000000) : WEIR_NEVER,
-                                  .linger_timeout_ns = 1000000000,
-                                  .queue_limit_bytes = app.queue_limit };
+    weir_stream_options options = { .size = sizeof options,
+                                    .connect_timeout_ns = 50000000,
+                                    .linger_timeout_ns = 1000000000,
+                                    .queue_limit_bytes = app.queue_limit };
+    options.flags = sim_random(5) == 0 ? WEIR_STREAM_METERED : 0;
+    options.idle_timeout_ns = sim_random(6) == 0 ? 1 + (int64_t)sim_random(800000000) : 0;
+    options.write_timeout_ns = sim_random(4) == 0 ? 1 + (int64_t)sim_random(600000000) : WEIR_NEVER;
+    return options;
 }
 
 /* ---- streams that are not started yet --------------------------------------------------------------- */

@@ -89,7 +89,7 @@ bool is_grace_over(void) {
 /* What is lent is as much as was given and has not come back, and is in the queues of streams that are open. */
 static void check_lent(void) {
     uint64_t count = 0, open = 0;
-    for (size_t i = 0; i < MOST_EXTERNAL; i++)
+    for (size_t i = 0; i < MOST_EXTERNAL && i < app.external_given; i++)
         count += app.external[i].memory != NULL;
     for (size_t i = 0; i < app.used_count; i++)
         open += app.used[i]->closes == 0 ? app.used[i]->lent : 0;

@@ -90,8 +90,9 @@ static bool peer_read(connection *c) {
     if (c->socket->has_ended && !c->peer_saw_end) {
         c->peer_saw_end = true;
         note_piped(c);
-        notice_silent_ends();
-        sim_require(c->is_shut || c->is_closing || c->stream == NULL || !is_end_honest(c),
+        notice_ends(); /* it may be the loop's sleep in which peers do something */
+        bool is_over = c->stream == NULL || weir_stream_get_state(c->stream) == WEIR_STREAM_CLOSED;
+        sim_require(c->is_shut || c->is_closing || is_over || !is_end_honest(c),
                     "connection %llu: an end that nobody asked for", (unsigned long long)c->number);
         /* The application ended its half: nothing that it wrote may be missing. */
         sim_require(c->peer_read == c->app_wrote || !is_end_honest(c),
@@ -190,12 +191,14 @@ bool sim_world_step(void) {
     if (!app.no_new && sim_random(12) == 0)
         come();
     bool did = false;
+    app.is_outside = true;
     size_t count = app.used_count, first = count > 0 ? (size_t)sim_random(count) : 0;
     for (size_t i = 0; i < count && app.used_count > 0 && !did; i++) {
         connection *c = app.used[(first + i) % app.used_count];
         did = peer_act(c);
         reap(c);
     }
+    app.is_outside = false;
     sim.now_ns += (int64_t)sim_random(20000);
     return did;
 }

@@ -141,7 +141,7 @@ typedef struct application {
     lent external[MOST_EXTERNAL];
     uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
     int64_t posted_at[MOST_POSTS];    /* by number */
-    bool is_in_thread, is_unix, no_new, may_fail;
+    bool is_in_thread, is_outside, is_unix, no_new, may_fail; /* is_outside: it is a peer that does something */
     uint64_t streams_closed, checks, looks;
 } application;
 
@@ -172,8 +172,11 @@ void uncork(connection *c);
 /* Anything an application may do to a stream, in a callback or out of it. */
 void act(connection *c);
 void start_connection(connection *c, weir_stream *stream);
-/* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. */
+/* What was not told, because nobody asked to be told, is looked at: ends that close a stream, and closes. Of these the
+ * application hears now, and may do something. */
 void notice_silent_ends(void);
+/* Likewise, where the application cannot do anything, since its thread sleeps or is in a call: the ends alone. */
+void notice_ends(void);
 
 /* ---- pipes.c ---------------------------------------------------------------------------------------- */
 

@@ -31,6 +31,12 @@ static size_t fill(weir__buffer_ring *group, request *r, size_t size, uint32_t *
     if (!r->socket->is_shut)
         r->socket->brought_at = sim.now_ns;
     *ret_flags = IORING_CQE_F_BUFFER | (uint32_t)entry->id << IORING_CQE_BUFFER_SHIFT;
+    if (r->was_dry)
+        sim_event(SIM_EVENT_BUFFER_ADDED);
+    r->was_dry = false;
+    if (group->has_ended_one)
+        sim_event(SIM_EVENT_GOES_ON);
+    group->has_ended_one = false;
     if (!is_incremental) {
         group->head++;
         sim_event(SIM_EVENT_CLASSIC);
@@ -99,6 +105,7 @@ static void end_receive(weir__ring *ring, request *r, weir__buffer_ring *group) 
         end_flags |= IORING_CQE_F_BUFFER | (uint32_t)head->id << IORING_CQE_BUFFER_SHIFT;
         head->size = 0;
         group->last_user = 0;
+        group->has_ended_one = false;
     }
     sim_end_request(ring, r, res, end_flags);
 }
@@ -120,8 +127,6 @@ static bool run_receive(weir__ring *ring, request *r) {
         sim_end_request(ring, r, -ENOBUFS, 0);
         return true;
     }
-    if (!r->has_tried && !has_something && is_empty)
-        sim_event(SIM_EVENT_POLL_FIRST_WAITS);
     r->has_tried = true;
     for (int retry = 0; retry < RETRIES; retry++) {
         size_t size = sim_readable(socket);
@@ -142,6 +147,8 @@ static bool run_receive(weir__ring *ring, request *r) {
         r->brought += (uint32_t)size;
         if (r->sqe.optlen > 0 && r->brought >= r->sqe.optlen) { /* looked at now, and not before */
             sim_event(SIM_EVENT_CAPPED);
+            if (r->brought > r->sqe.optlen)
+                sim_event(SIM_EVENT_OVERRUN);
             flags |= sim_readable(socket) > 0 ? IORING_CQE_F_SOCK_NONEMPTY : 0;
             sim_end_request(ring, r, (int)size, flags);
             return true;

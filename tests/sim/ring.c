@@ -181,6 +181,12 @@ void sim_end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
         sim_post(ring, r->sqe.user_data, res, flags);
     if (r->socket != NULL)
         r->socket->requests--;
+    if (r->sqe.opcode != IORING_OP_RECV)
+        return;
+    ring->receives--;
+    weir__buffer_ring *group = ring->groups[r->sqe.buf_group & 255];
+    if (group != NULL && group->last_user != 0 && (flags & IORING_CQE_F_BUFFER) == 0)
+        group->has_ended_one = true;
 }
 
 static bool has_ready(const weir__ring *ring) {
@@ -325,6 +331,11 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     socket->requests++;
     *ring->last = r;
     ring->last = &r->next;
+    if (sqe->opcode == IORING_OP_RECV) {
+        const weir__buffer_ring *group = ring->groups[sqe->buf_group & 255];
+        if (++ring->receives > (group != NULL ? group->tail - group->head : 0) && ring->receives > 1)
+            sim_event(SIM_EVENT_MORE_THAN_BUFFERS);
+    }
     bool is_refused = sqe->optlen > 0 && sim.config.no_caps;
     if (sqe->opcode == IORING_OP_RECV && ((sqe->ioprio & IORING_RECVSEND_POLL_FIRST) == 0 || is_refused)) {
         if (sim_run_request(ring, r))
@@ -333,7 +344,8 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
                sqe->opcode == IORING_OP_ACCEPT || must_not_wait(sqe) || sim_random(2) == 0) {
         if (sqe->opcode == IORING_OP_RECV) {
             const weir__buffer_ring *group = ring->groups[sqe->buf_group & 255];
-            if (group == NULL || group->head == group->tail)
+            r->was_dry = group == NULL || group->head == group->tail;
+            if (r->was_dry)
                 sim_event(SIM_EVENT_POLL_FIRST_WAITS);
             r->has_tried = true;
             return;
@@ -552,6 +564,8 @@ void weir__buffer_ring_close(weir__buffer_ring *buffers) {
 }
 
 void weir__buffer_ring_publish(weir__buffer_ring *buffers, const weir__provided *provided, size_t count) {
+    if (starved.count > 0 && buffers->head == buffers->tail)
+        sim_event(SIM_EVENT_WAKES_NOBODY); /* they have ended */
     for (size_t i = 0; i < count; i++) {
         sim_require(provided[i].size > 0, "an entry of length 0 was published");
         sim_require(buffers->tail - buffers->head <= buffers->mask,

@@ -13,6 +13,7 @@ typedef struct request {
     int polled;       /* events told already (edge-triggered) */
     uint64_t signals; /* of an eventfd, seen */
     bool has_tried, has_worker;
+    bool was_dry;       /* a receive: armed when there was no buffer */
     bool is_unwanted;   /* somebody asked for its cancellation: that it starves then does not count */
     uint32_t brought;   /* by a receive */
     unsigned forgotten; /* a receive: an end that it will not notice, as end_of() has it */
@@ -24,7 +25,8 @@ struct weir__buffer_ring {
     weir__provided *entries; /* as the kernel rewrites them */
     uint32_t mask, head, tail;
     uint16_t group, flags;
-    bool is_registered;
+    bool is_registered,
+        has_ended_one;  /* has_ended_one: a receive ended without filling the head, which is in use */
     uint64_t last_user; /* user_data of who filled the head so far */
 };
 
@@ -37,6 +39,7 @@ struct weir__ring {
     weir__cqe *overflow;
     size_t overflow_count, overflow_capacity;
     request *requests, **last;
+    unsigned receives; /* of these */
     weir__buffer_ring *groups[256];
     uint32_t setup_flags;
     bool is_enabled;

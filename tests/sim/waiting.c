@@ -58,8 +58,44 @@ void sim_received(const sim_socket *socket) {
     c->starved_in = 0; /* it may starve again in this turn, behind the others */
 }
 
+static bool is_open(const connection *c) {
+    return has_stream(c) && !c->is_closing && !c->stream->has_failed && c->stream->output_error == 0 &&
+           weir_stream_get_state(c->stream) == WEIR_STREAM_OPEN;
+}
+
+/* Somebody holds back what comes to @c, which is open. What a pipe uses up of a grant is noted later: it is asked for. */
+static bool is_held(const connection *c) {
+    return c->is_paused || c->stream->credit == 0 ||
+           (c->pipe_to != NULL && c->pipe_to->stream->queue.bytes > app.queue_high);
+}
+
+/* Nobody does, and somebody wants it. */
+static bool is_wanted(const connection *c) {
+    const connection *to = c->pipe_to;
+    if (is_held(c) || c->stream->has_ended)
+        return false;
+    return to == NULL ? c->callbacks->on_data != NULL
+                      : is_open(to) && !to->is_shut && to->stream->queue.bytes <= app.queue_low &&
+                            to->stream->queue.count < 64;
+}
+
+/* What is wanted is received for, and what is held back is not, unless what was under way before has not been taken back yet. */
+static void check_received_for(const connection *c) {
+    const weir__op *in = &c->stream->in;
+    if (in->cancel != 0)
+        return;
+    sim_require(!is_wanted(c) || in->kind == WEIR__OP_RECEIVE,
+                "connection %llu: the loop sleeps, and does not receive for it", (unsigned long long)c->number);
+    sim_require(!is_held(c) || in->kind != WEIR__OP_RECEIVE,
+                "connection %llu: the loop sleeps, and receives for it although it is held back",
+                (unsigned long long)c->number);
+}
+
 /* An operation that waits is one that has been tried, and what it waits for would be a change. */
 void check_forgotten(void) {
+    for (size_t i = 0; i < app.used_count; i++)
+        if (is_open(app.used[i]))
+            check_received_for(app.used[i]);
     for (size_t i = 0; i < app.used_count && sim.config.epoll; i++) {
         const connection *c = app.used[i];
         if (!has_stream(c))

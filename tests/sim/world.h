@@ -96,10 +96,15 @@ enum sim_fault {
     X(EMPTY_WITH_DATA, "-ENOBUFS with data pending")                                        \
     X(EMPTY_WITH_END, "-ENOBUFS with an end or an error pending")                           \
     X(POLL_FIRST_WAITS, "armed by POLL_FIRST on an empty ring")                             \
+    X(BUFFER_ADDED, "a buffer that was added after arming on an empty ring is used")        \
+    X(WAKES_NOBODY, "buffers come back, and no receive that had found none goes on")        \
+    X(MORE_THAN_BUFFERS, "more receives are armed than there are buffers")                  \
+    X(GOES_ON, "a receive that brought nothing ended: the next goes on at its offset")      \
     X(FULL_QUEUE, "a full completion queue ends a multishot")                               \
     X(OVERFLOW, "a completion overflows")                                                   \
     X(FLUSH, "overflown completions are flushed")                                           \
     X(CAPPED, "a receive ends, for it has brought as much as it was asked for")             \
+    X(OVERRUN, "a receive ends, and has brought more than it was asked for")                \
     X(NO_CAPS, "a kernel that cannot limit receives refuses one")                           \
     X(RECEIVE_POLLED, "a poll told that there is something to receive")                     \
     X(RECEIVED_BY_CALL, "recv(2) received what was granted")                                \
