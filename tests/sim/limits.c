@@ -197,9 +197,10 @@ static bool is_level_true(int level, const weir_pool_stats *stats) {
     case WEIR_PRESSURE_PARKED:
         return is_dry;
     default:
-        /* Where receives have no limit, a metered stream waits for a block, whatever else there is. */
-        return level == WEIR_PRESSURE_STUCK && (is_dry || sim.config.no_caps) && stats->parked_streams > 0 &&
-               !has_room;
+        /* Where receives have no limit, a metered stream waits for a block, whatever else there is: but for one that is held,
+         * not for room that buffers have. */
+        return level == WEIR_PRESSURE_STUCK && (is_dry || (sim.config.no_caps && stats->private_bytes > 0)) &&
+               stats->parked_streams > 0 && !has_room;
     }
 }
 

@@ -283,10 +283,6 @@ static void open_all(void) {
                                .reserve_bytes =
                                    buffers > 1 && sim_random(2) == 0 ? buffer * sim_random(buffers) / 2 : 0,
                                .window_bytes = buffer * (uint32_t)(1 + sim_random(buffers)) };
-    if (sim.config.no_caps) { /* metered streams receive into blocks: let there be some that buffers do not take */
-        pool.budget_bytes += 64 << 10;
-        pool.reserve_bytes += 64 << 10;
-    }
     weir_loop_options options = { .size = sizeof options,
                                   .backend = sim.config.epoll     ? WEIR_BACKEND_EPOLL
                                              : sim.config.classic ? WEIR_BACKEND_URING_CLASSIC

@@ -101,6 +101,7 @@ enum sim_fault {
     X(FLUSH, "overflown completions are flushed")                                           \
     X(CAPPED, "a receive ends, for it has brought as much as it was asked for")             \
     X(NO_CAPS, "a kernel that cannot limit receives refuses one")                           \
+    X(RENEWED, "a buffer ring was registered anew under its old number")                    \
     X(RECEIVE_POLLED, "a poll told that there is something to receive")                     \
     X(RECEIVED_BY_CALL, "recv(2) received what was granted")                                \
     X(RECEIVED_WHILE_STARVED, "recv(2) received for a stream that found no buffer")         \
