@@ -73,8 +73,7 @@ static bool has_overflown(const weir__uring *u) {
  */
 static void make_room(weir__uring *u) {
     weir_pool *pool = u->group.pool;
-    if (weir__pool_is_crowded(pool))
-        weir__pool_make_room(pool);
+    weir__pool_make_room(pool);
     if (weir__pool_is_crowded(pool))
         weir__uring_group_take_back(&u->group, u->ring);
     if (u->group.ring == NULL && !u->is_mistrusted && !weir__ring_has_cqe(u->ring) && !has_overflown(u)) {
@@ -95,8 +94,8 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         u->base.demoted = "completions and buffers disagreed, so classic rings took the incremental ones' place";
     }
     weir__pool_collect(u->group.pool);
-    if (WEIR__UNLIKELY(u->group.parked_for_blocks > 0) && weir__pool_is_crowded(u->group.pool))
-        weir__pool_make_room(u->group.pool);
+    if (WEIR__UNLIKELY(u->group.parked_for_blocks > 0))
+        weir__pool_make_room(u->group.pool); /* before buffers are */
     weir__uring_group_refill(&u->group);
     bool has_waiting = u->group.parked_count > 0 && unpark(u);
     if (WEIR__LIKELY(!has_overflown(u)))

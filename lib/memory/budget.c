@@ -77,7 +77,8 @@ bool weir__pool_is_crowded(const weir_pool *pool) {
 
 void weir__pool_make_room(weir_pool *pool) {
     pool->common_bytes = weir__min_u64(pool->common_bytes, pool->config.budget_bytes - WEIR__PRIVATE_BYTES);
-    weir__pool_free_idle(pool);
+    if (weir__pool_is_crowded(pool))
+        weir__pool_free_idle(pool);
 }
 
 bool weir__pool_is_short(const weir_pool *pool) {

@@ -90,7 +90,7 @@ void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams);
 void weir__pool_free_idle(weir_pool *pool);
 /* Buffers and other blocks leave no room for one private block, and there are buffers that nobody refers to. */
 bool weir__pool_is_crowded(const weir_pool *pool);
-/* From now on they leave room for one; buffers that lie idle go. What the kernel has may be in the way still. */
+/* From now on they leave room for one; idle buffers that have it go. What the kernel has may be in the way still. */
 void weir__pool_make_room(weir_pool *pool);
 /* How scarce is memory? enum weir_pressure_level, as of the end of a turn. */
 uint32_t weir__pool_look_at_pressure(weir_pool *pool);

@@ -333,6 +333,28 @@ static void posted_buffers_make_room_for_a_block(void **state) {
     }
 }
 
+/* A dispatch that stops early makes no room yet: that is no reason to say that nothing goes on. */
+static void room_that_is_about_to_be_made_is_no_pressure(void **state) {
+    (void)state;
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    start(&o[1], fd, 1000);
+    script_set_receive("abc", 3);
+    script_complete(expect_poll(fd), POLLIN, 0);
+    script_receive(entry, "next", 4, true);
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
+    assert_int_equal(rig_pool_stats().parked_streams, 1);
+    assert_int_equal(weir__pool_look_at_pressure(r.pool), WEIR_PRESSURE_HIGH);
+    rig_dispatch();
+    told_bytes(&o[0], "next");
+    assert_int_equal(weir__pool_look_at_pressure(r.pool), WEIR_PRESSURE_NONE);
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
 /* The kernel had taken from a buffer before it gave up its ring, and the completion had no room in the queue: it is
  * looked at before buffers go round again. */
 static void completions_of_the_ring_that_was_taken_back_come_first(void **state) {
@@ -499,6 +521,7 @@ int main(void) {
         rig_test(polled_bytes_can_be_kept_and_are_counted),
         rig_test(idle_buffers_make_room_for_a_block),
         rig_test(posted_buffers_make_room_for_a_block),
+        rig_test(room_that_is_about_to_be_made_is_no_pressure),
         rig_test(completions_of_the_ring_that_was_taken_back_come_first),
         rig_test(ring_that_cannot_be_had_again_is_tried_again),
         rig_test(cancelled_before_it_was_submitted_it_is_over),
