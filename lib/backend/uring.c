@@ -98,6 +98,7 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         weir__pool_make_room(u->group.pool); /* before buffers are */
     weir__uring_group_refill(&u->group);
     bool has_waiting = u->group.parked_count > 0 && unpark(u);
+    bool has_silent = !weir__list_is_empty(&u->silent); /* which the kernel has not taken, or not answered, yet */
     if (WEIR__LIKELY(!has_overflown(u)))
         weir__uring_submit_waiting(u);
     while (!weir__list_is_empty(&u->waiting) && !has_overflown(u)) { /* more than the queue has entries */
@@ -110,6 +111,8 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         *timeout_ns = 0;
     if (!weir__list_is_empty(&u->finished))
         *timeout_ns = 0; /* something ended just now, without the kernel */
+    if (has_silent)
+        *timeout_ns = 0; /* somebody may wait for them by now */
     if (has_waiting || may_serve(u))
         *timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     return 1;
@@ -286,6 +289,7 @@ static const weir__backend_verbs verbs = {
     .enable = enable,
     .receive = weir__uring_receive,
     .send = weir__uring_send,
+    .hurry = weir__uring_hurry,
     .accept = weir__uring_accept,
     .connect = weir__uring_connect,
     .watch = weir__uring_watch,

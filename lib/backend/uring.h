@@ -107,6 +107,7 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
 void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
 bool weir__uring_is_starved(const weir__op *op);
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
+void weir__uring_hurry(weir__op *op);
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
                          socklen_t length);

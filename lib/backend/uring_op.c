@@ -266,6 +266,11 @@ void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__
     op->result = is_quiet && u->has_silence && size == queue->bytes;
 }
 
+void weir__uring_hurry(weir__op *op) {
+    if (op->state == WAITING && op->kind == WEIR__OP_SEND)
+        op->result = 0;
+}
+
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one) {
     weir__uring_start(weir__uring_of(backend), op, one ? WEIR__OP_ACCEPT_ONE : WEIR__OP_ACCEPT, fd, NULL, 0);
 }
