@@ -12,7 +12,9 @@
 
 static weir_stream_options stream_options(void) {
     return (weir_stream_options){ .size = sizeof(weir_stream_options),
-                                  .flags = sim_random(5) == 0 ? WEIR_STREAM_METERED : 0,
+                                  .flags = (sim_random(5) == 0 ? WEIR_STREAM_METERED : 0) |
+                                           (sim_random(4) == 0 ? WEIR_STREAM_NAGLE : 0) |
+                                           (sim_random(4) == 0 ? WEIR_STREAM_KEEPALIVE : 0),
                                   .connect_timeout_ns = 50000000,
                                   .idle_timeout_ns = sim_random(6) == 0 ? 1 + (int64_t)sim_random(800000000) : 0,
                                   .write_timeout_ns =
@@ -46,6 +48,7 @@ static void has(connection *c, weir_stream *stream, const weir_stream_options *o
     c->forgets_grants = sim_random(8) == 0;
     c->idle_ns = options->idle_timeout_ns;
     c->write_ns = options->write_timeout_ns > 0 ? options->write_timeout_ns : 0;
+    begin_options(c, options);
     note_held_back(c);
 }
 

@@ -2,7 +2,9 @@
 #include "sim/world.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +32,20 @@ static void bytes_append(sim_bytes *bytes, const void *data, size_t size) {
     bytes->size += size;
 }
 
+/* What sockets can be asked for, by enum weir_stream_option. */
+static const struct {
+    int level, name, least, most, initially;
+} options[SIM_OPTIONS] = {
+    [1] = { IPPROTO_TCP, TCP_NODELAY, INT_MIN, INT_MAX, 0 },
+    [2] = { SOL_SOCKET, SO_KEEPALIVE, INT_MIN, INT_MAX, 0 },
+    [3] = { IPPROTO_TCP, TCP_KEEPIDLE, 1, 32767, 7200 },
+    [4] = { IPPROTO_TCP, TCP_KEEPINTVL, 1, 32767, 75 },
+    [5] = { IPPROTO_TCP, TCP_KEEPCNT, 1, 127, 9 },
+    [6] = { IPPROTO_TCP, TCP_USER_TIMEOUT, 0, INT_MAX, 0 },
+    [7] = { SOL_SOCKET, SO_SNDBUF, INT_MIN, INT_MAX, 16 << 10 },
+    [8] = { SOL_SOCKET, SO_RCVBUF, INT_MIN, INT_MAX, 128 << 10 },
+};
+
 /* ---- sockets ---------------------------------------------------------------------------------------- */
 
 static sim_socket *socket_new(enum sim_socket_kind kind) {
@@ -37,6 +53,8 @@ static sim_socket *socket_new(enum sim_socket_kind kind) {
     socket->kind = kind;
     socket->fd = -1;
     socket->room = (size_t)1 << (10 + sim_random(8));
+    for (int i = 0; i < SIM_OPTIONS; i++)
+        socket->options[i] = options[i].initially;
     if (sim.socket_count == sim.socket_capacity) {
         sim.socket_capacity = sim.socket_capacity > 0 ? sim.socket_capacity * 2 : 256;
         sim.sockets = realloc(sim.sockets, sim.socket_capacity * sizeof(sim_socket *));
@@ -95,6 +113,7 @@ int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t leng
             return -EAGAIN;
         sim_socket *far = socket_new(SIM_STREAM);
         far->is_tcp = from->is_tcp = listener->is_tcp;
+        memcpy(far->options, listener->options, sizeof far->options);
         far->other = from;
         from->other = far;
         far->is_connected = from->is_connected = true;
@@ -324,9 +343,30 @@ int weir__sys_shutdown(int fd, int how) {
     return 0;
 }
 
+/* Which one of these it is; 0: none that the socket has. */
+static int find_option(const sim_socket *socket, int level, int name) {
+    for (int i = 1; i < SIM_OPTIONS && (level == SOL_SOCKET || socket->is_tcp); i++)
+        if (options[i].level == level && options[i].name == name)
+            return i;
+    return 0;
+}
+
 int weir__sys_setsockopt(int fd, int level, int name, int value) {
-    (void)level, (void)name, (void)value;
-    return sim_socket_of(fd) != NULL ? 0 : -EBADF;
+    enum { MOST_BYTES = 208 << 10, LEAST_BYTES = 4608 };
+    sim_socket *socket = sim_socket_of(fd);
+    if (socket == NULL)
+        return -EBADF;
+    int i = find_option(socket, level, name);
+    if (i == 0)
+        return 0; /* others do nothing here */
+    if (value < options[i].least || value > options[i].most)
+        return -EINVAL;
+    if (i >= 7) {
+        value = 2 * (value > MOST_BYTES ? MOST_BYTES : value);
+        value = value < LEAST_BYTES ? LEAST_BYTES : value;
+    }
+    socket->options[i] = i <= 2 ? value != 0 : value;
+    return 0;
 }
 
 int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
@@ -345,7 +385,10 @@ int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
     } else if (level == SOL_SOCKET && name == SO_ACCEPTCONN) {
         *ret_value = socket->kind == SIM_LISTENER;
     } else {
-        return -ENOPROTOOPT;
+        int i = find_option(socket, level, name);
+        if (i == 0)
+            return -ENOPROTOOPT;
+        *ret_value = socket->options[i];
     }
     return 0;
 }

@@ -3,6 +3,8 @@
 
 #include "sim/program.h"
 
+#include "backend/uring.h"
+
 /* What must be true of the application, the library and the peers at any time. */
 
 /* Why it ended must be something that happened. */
@@ -27,6 +29,9 @@ void check_reason(const connection *c, int reason, int error) {
         break;
     case WEIR_CLOSE_LINGER:
         sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
+        sim_require(c->closing_at == 0 || sim.now_ns - c->closing_at + TIMER_SLACK >= c->lingers_ns,
+                    "connection %llu: a linger timeout %.3f ms after its close", (unsigned long long)c->number,
+                    (double)(sim.now_ns - c->closing_at) / 1e6);
         sim_require(
             !c->closed_in_calm || c->peer_is_dead || app.was_dry || sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
             "connection %llu: a linger timeout although the peer reads and ends", (unsigned long long)c->number);
@@ -130,6 +135,25 @@ void check_world(void) {
     check_limits(&stats);
 }
 
+/* A send that says nothing of its success wakes nobody, so nobody may wait for what comes of it. */
+static void check_silent_sends(const weir_pool_stats *stats) {
+    for (size_t i = 0; i < app.used_count && !sim.config.epoll; i++) {
+        const connection *c = app.used[i];
+        const weir_stream *stream = c->stream;
+        if (!c->is_started || c->closes > 0 || stream == NULL || stream->out.state != SILENT)
+            continue;
+        sim_event(SIM_EVENT_SLEPT_IN_SILENCE);
+        sim_require(!stream->is_full_told && !stream->is_pipe_full && stream->flushes == NULL &&
+                        !stream->wants_shutdown && !stream->wants_close && stats->parked_streams == 0 &&
+                        c->lent == 0,
+                    "connection %llu: the loop sleeps on a silent send, and somebody waits for what comes of it",
+                    (unsigned long long)c->number);
+        sim_require(stream->queue.bytes == stream->out.size,
+                    "connection %llu: the loop sleeps on a silent send, and there is more to send",
+                    (unsigned long long)c->number);
+    }
+}
+
 void sim_check_sleep(int64_t until) {
     if (app.loop == NULL)
         return;
@@ -141,6 +165,7 @@ void sim_check_sleep(int64_t until) {
     sim_require(app.posted == app.ran, "the loop sleeps while a post waits");
     check_reserve(&stats);
     check_forgotten();
+    check_silent_sends(&stats);
     sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
                 "the loop sleeps while streams wait and a buffer has come back");
     sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,

@@ -75,7 +75,10 @@ typedef struct connection {
     /* limits */
     bool is_metered, forgets_grants, is_held_back, is_corked, is_cork_lifted;
     uint64_t credit, granted, cork_position;
-    int64_t idle_ns, write_ns; /* 0: none */
+    int64_t options[WEIR_OPTION_LINGER_TIMEOUT_NS + 1]; /* as they should be, by name */
+    uint64_t highest_mark;                              /* that its queue ever had */
+    int64_t closing_at, lingers_ns; /* closed by the application, and its linger timeout then */
+    int64_t idle_ns, write_ns;      /* 0: none */
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
         uncorked_at;
     int64_t failed_at, active_before, progress_before,
@@ -213,13 +216,20 @@ void spend(connection *c, uint64_t bytes);
 void grant(connection *c, uint64_t bytes);
 void grant_some(connection *c);
 void tend_metered(void);
-void change_option(connection *c);
 /* A timeout has ended it: was it time? */
 void check_idle(const connection *c);
 void check_write_timeout(const connection *c);
 void on_pressure(weir_loop *loop, weir_pool *pool, int level, void *userdata);
 void check_limits(const weir_pool_stats *stats);
 void check_reserve(const weir_pool_stats *stats);
+
+/* ---- options.c -------------------------------------------------------------------------------------- */
+
+/* @c has got its stream, of these options. */
+void begin_options(connection *c, const weir_stream_options *options);
+/* Set one, or try to, and look at all of them. */
+void change_option(connection *c);
+void calm_option(connection *c);
 
 /* ---- watches.c -------------------------------------------------------------------------------------- */
 

@@ -135,7 +135,7 @@ static void act_outside(void) {
         break;
     case 10: {
         connection *c = any_connection();
-        if (c != NULL && sim_random(4) == 0)
+        if (c != NULL && sim_random(2) == 0)
             change_option(c);
         break;
     }
@@ -228,6 +228,7 @@ static void calm_down(void) {
         connection *c = app.all[i];
         c->peer_is_slow = false;
         c->peer_limit = c->peer_wrote;
+        calm_option(c);
         if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing) {
             resume_connection(c);
             uncork(c);

@@ -110,7 +110,8 @@ enum sim_fault {
     X(END_PASSED, "an end was passed on by a pipe")                                         \
     X(PIPE_BROKEN, "the other end of a pipe failed")                                        \
     X(WATCH_FIRED, "a descriptor of the application's was ready")                           \
-    X(OPTION_CHANGED, "a timeout of an open stream was changed")                            \
+    X(OPTION_CHANGED, "an option of a stream was changed")                                  \
+    X(OPTION_REFUSED, "an option of a stream was not changed")                              \
     X(SIGNAL_HEARD, "a signal was heard")                                                   \
     X(FRAME, "a frame was taken off a chain")                                               \
     X(FLUSHED, "a flush was told")                                                          \
@@ -121,6 +122,7 @@ enum sim_fault {
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue")        \
     X(SHORT, "a short send")                                                                \
     X(SILENT, "a send taken whole, of which nothing is said")                               \
+    X(SLEPT_IN_SILENCE, "the loop slept on such a send")                                    \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                         \
     X(SEND_FAILED, "a send failed")                                                         \
     X(CANCEL_FIRST, "a cancellation answered before its target")                            \
@@ -165,6 +167,8 @@ typedef struct sim_bytes {
     size_t head, size, capacity;
 } sim_bytes;
 
+enum { SIM_OPTIONS = 9 };
+
 enum sim_socket_kind { SIM_STREAM, SIM_LISTENER, SIM_EVENTFD, SIM_SIGNALFD, SIM_EPOLL };
 
 typedef struct sim_socket sim_socket;
@@ -199,9 +203,10 @@ struct sim_socket {
     struct sockaddr_storage target;
     socklen_t target_length;
     /* readiness */
-    uint64_t changes;       /* so far */
-    unsigned registrations; /* of this one, with any epoll */
-    bool wants_room;        /* a send found too little */
+    uint64_t changes;         /* so far */
+    unsigned registrations;   /* of this one, with any epoll */
+    bool wants_room;          /* a send found too little */
+    int options[SIM_OPTIONS]; /* by enum weir_stream_option */
     /* epoll */
     struct sim_registration *registered;
     size_t registered_count;
