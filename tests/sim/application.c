@@ -49,6 +49,11 @@ static bool tells_of_drains(const connection *c) {
     return c->is_held || c->callbacks == NULL || c->callbacks->on_drain != NULL;
 }
 
+static void owe_drain(connection *c) {
+    c->is_full = tells_of_drains(c);
+    c->sent_before = c->stream->bytes_out;
+}
+
 /* What a write of these bytes said. Return: it was taken. */
 static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, size_t size) {
     uint64_t queued = to->stream != NULL ? weir_stream_get_queued(to->stream) : 0;
@@ -62,13 +67,13 @@ static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, 
                         to->stream->queue.count > 512,
                     "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
         if (r == WEIR_WRITE_FULL)
-            to->is_full = tells_of_drains(to);
+            owe_drain(to);
         to->is_cork_lifted = to->is_cork_lifted || r == WEIR_WRITE_FULL;
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
     if (r == -ENOBUFS && queued > 0) {
-        to->is_full = tells_of_drains(to); /* a drain is owed */
+        owe_drain(to);
         to->is_cork_lifted = true;
     }
     return false;

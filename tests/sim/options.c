@@ -114,6 +114,7 @@ static void note_change(connection *c, int option, int64_t value) {
         c->overdue = 0;
         c->waited_at = sim.now_ns; /* if that is late already, the peer is looked at twice all the same */
     }
+    c->sent_before = c->stream->bytes_out;
     if (high > c->highest_mark)
         c->highest_mark = high;
     /* It may be above its mark now, or of more ranges than half of what it may have. */
@@ -135,8 +136,9 @@ static int64_t choose_value(const connection *c, int option) {
                    ? WEIR_NEVER
                    : 1000000 + (int64_t)sim_random(100000000);
     if (option >= WEIR_OPTION_QUEUE_LIMIT_BYTES && option <= WEIR_OPTION_QUEUE_LOW_BYTES && which > 0)
-        return which == 1 ? (int64_t)sim_random(4 * app.queue_high)
-                          : near(now[WEIR_OPTION_QUEUE_LIMIT_BYTES + (int)sim_random(3)]);
+        return which == 1   ? (int64_t)sim_random(4 * app.queue_high)
+               : which == 2 ? (int64_t)sim_random((uint64_t)1 << sim_random(8))
+                            : near(now[WEIR_OPTION_QUEUE_LIMIT_BYTES + (int)sim_random(3)]);
     if (which > 0)
         return (int64_t)sim_random((uint64_t)1 << sim_random(34));
     return edges[sim_random(sizeof edges / sizeof *edges)];

@@ -104,6 +104,21 @@ static void check_lent(void) {
                 (unsigned long long)app.external_released);
 }
 
+/* What the kernel has taken since a drain is owed has left the queue above its low mark, else there would have been one. */
+static void check_drains(void) {
+    for (size_t i = 0; i < app.used_count; i++) {
+        const connection *c = app.used[i];
+        if (!c->is_full || !c->is_started || c->stream == NULL || c->closes > 0 || c->is_closing)
+            continue;
+        const weir_stream *stream = c->stream;
+        sim_require(stream->has_failed || stream->output_error != 0 || stream->state != WEIR_STREAM_OPEN ||
+                        stream->bytes_out <= c->sent_before || stream->queue.count > 64 ||
+                        stream->queue.bytes > (uint64_t)c->options[WEIR_OPTION_QUEUE_LOW_BYTES],
+                    "connection %llu: the queue has fallen to %llu bytes, and no drain came",
+                    (unsigned long long)c->number, (unsigned long long)stream->queue.bytes);
+    }
+}
+
 void check_world(void) {
     notice_silent_ends();
     weir_pool *pool = weir_loop_get_pool(app.loop);
@@ -129,6 +144,7 @@ void check_world(void) {
             sim_require(++c->turns_without_drain < 8, "connection %llu: nothing is queued, and no drain comes",
                         (unsigned long long)c->number);
     }
+    check_drains();
     if (app.held_count > 0)
         check_held(&app.held[sim_random(app.held_count)]);
     check_lent();

@@ -77,6 +77,7 @@ typedef struct connection {
     uint64_t credit, granted, cork_position;
     int64_t options[WEIR_OPTION_LINGER_TIMEOUT_NS + 1]; /* as they should be, by name */
     uint64_t highest_mark;                              /* that its queue ever had */
+    uint64_t sent_before;                               /* when a drain began to be owed, or a mark was changed */
     int64_t closing_at, lingers_ns; /* closed by the application, and its linger timeout then */
     int64_t idle_ns, write_ns;      /* 0: none */
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
