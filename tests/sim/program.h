@@ -146,6 +146,7 @@ typedef struct application {
     uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
     int64_t posted_at[MOST_POSTS];    /* by number */
     bool is_in_thread, is_unix, no_new, may_fail;
+    bool runs_often; /* by weir_loop_run, which does more than single turns may */
     uint64_t streams_closed, checks, looks;
 } application;
 

@@ -149,12 +149,11 @@ static void on_stop(weir_timer *timer, void *userdata) {
     weir_loop_stop(app.loop);
 }
 
-/* Run for so long that sleeps in it are long ones, and that a wake-up which is lost costs something. */
-static int run_long(void) {
+static int run_for(int64_t duration_ns) {
     weir_timer *timer;
     if (weir_timer_new(app.loop, on_stop, NULL, &timer) < 0)
         return 0;
-    int r = weir_timer_start(timer, 100000000 + (int64_t)sim_random(2000000000), 0);
+    int r = weir_timer_start(timer, duration_ns, 0);
     sim_require(r == 0, "a timer did not start");
     r = weir_loop_run(app.loop);
     weir_timer_unref(timer);
@@ -164,12 +163,15 @@ static int run_long(void) {
 static void turn(void) {
     int r = 0;
     tend_metered();
-    bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
+    bool runs = sim_random(app.runs_often ? 4 : 32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
     if (runs) { /* until it is stopped, or it hangs */
         app.posted++;
         r = weir_loop_run(app.loop);
     } else if (!sim.is_calm && sim_random(512) == 0) {
-        r = run_long();
+        /* So long that sleeps in it are long ones, and that a wake-up which is lost costs something. */
+        r = run_for(100000000 + (int64_t)sim_random(2000000000));
+    } else if (!sim.is_calm && app.runs_often && sim_random(4) == 0) {
+        r = run_for((int64_t)sim_random(5000000));
     } else {
         r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
     }
@@ -275,6 +277,7 @@ static weir_loop *open_loop(const weir_loop_options *options) {
 }
 
 static void open_all(void) {
+    app.runs_often = sim_random(4) == 0;
     app.max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     uint32_t buffer = 4096U << sim_random(3);
     uint64_t buffers = 1 + sim_random(24);
