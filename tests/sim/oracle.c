@@ -170,6 +170,20 @@ static void check_silent_sends(const weir_pool_stats *stats) {
     }
 }
 
+/* What is queued is being sent, or is held back by a cork. */
+static void check_sending(void) {
+    for (size_t i = 0; i < app.used_count; i++) {
+        const connection *c = app.used[i];
+        const weir_stream *stream = c->stream;
+        if (!c->is_started || c->closes > 0 || stream == NULL || stream->has_failed || stream->output_error != 0)
+            continue;
+        sim_require(stream->state != WEIR_STREAM_OPEN || stream->queue.bytes == 0 || stream->is_corked ||
+                        !weir__op_is_idle(&stream->out),
+                    "connection %llu: the loop sleeps, and what is queued is not being sent",
+                    (unsigned long long)c->number);
+    }
+}
+
 void sim_check_sleep(int64_t until) {
     if (app.loop == NULL)
         return;
@@ -182,6 +196,7 @@ void sim_check_sleep(int64_t until) {
     check_reserve(&stats);
     check_forgotten();
     check_silent_sends(&stats);
+    check_sending();
     sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
                 "the loop sleeps while streams wait and a buffer has come back");
     sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,
