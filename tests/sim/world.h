@@ -292,6 +292,7 @@ extern const char *const sim_event_texts[SIM_EVENT_COUNT];
 sim_socket *sim_socket_of(int fd); /* NULL: not an open descriptor */
 sim_socket *sim_stream_new(bool is_tcp);
 sim_socket *sim_epoll_new(void);
+void sim_begin_options(sim_socket *socket); /* sockopt.c */
 sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length);
 bool sim_lacks_descriptors(void);
 int sim_descriptor(sim_socket *socket); /* give it one; -EMFILE */
