@@ -156,6 +156,7 @@ static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
             op->state = SILENT;
             weir__list_append(&u->silent, &op->link);
         }
+        op->result = 0; /* who is tried again may be waited for by then */
         sqe->addr = (uint64_t)(uintptr_t)op->data;
         sqe->opcode = op->size > 0 ? IORING_OP_SEND : IORING_OP_SENDMSG;
         sqe->len = op->size > 0 ? op->size : 1;
