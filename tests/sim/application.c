@@ -36,11 +36,12 @@ void resume_connection(connection *c) {
 void close_connection(connection *c) {
     sim_note("connection %llu: close", (unsigned long long)c->number);
     note_all_piped(c);
+    bool is_first = !c->is_closing && !c->stream->wants_close;
     c->is_closing = true;
     c->closed_after_end = c->end_told;
     c->closed_in_calm = app.is_time_honest;
-    c->closing_at = sim.now_ns;
-    c->lingers_ns = c->options[WEIR_OPTION_LINGER_TIMEOUT_NS];
+    c->closing_at = is_first ? sim.now_ns : c->closing_at;
+    c->lingers_ns = !is_first ? c->lingers_ns : c->options[WEIR_OPTION_LINGER_TIMEOUT_NS];
     forget_starved(c);
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }

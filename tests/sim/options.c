@@ -110,6 +110,8 @@ static void note_change(connection *c, int option, int64_t value) {
         c->idle_ns = timeout_ns;
     else if (option == WEIR_OPTION_WRITE_TIMEOUT_NS)
         c->write_ns = timeout_ns;
+    if (option == WEIR_OPTION_LINGER_TIMEOUT_NS && value < c->lingers_ns)
+        c->lingers_ns = value; /* it is renewed while the peer reads */
     if (is_timeout(option)) {
         c->overdue = 0;
         c->waited_at = sim.now_ns; /* if that is late already, the peer is looked at twice all the same */

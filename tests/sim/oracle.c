@@ -29,7 +29,7 @@ void check_reason(const connection *c, int reason, int error) {
         break;
     case WEIR_CLOSE_LINGER:
         sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
-        sim_require(c->closing_at == 0 || sim.now_ns - c->closing_at + TIMER_SLACK >= c->lingers_ns,
+        sim_require(c->closing_at == 0 || sim.now_ns - c->closing_at + 20 * TIMER_SLACK >= c->lingers_ns,
                     "connection %llu: a linger timeout %.3f ms after its close", (unsigned long long)c->number,
                     (double)(sim.now_ns - c->closing_at) / 1e6);
         sim_require(
