@@ -161,6 +161,7 @@ static const weir__backend_verbs verbs = {
     .enable = enable,
     .receive = weir__epoll_receive,
     .send = weir__epoll_send,
+    .hurry = weir__epoll_hurry,
     .accept = weir__epoll_accept,
     .connect = weir__epoll_connect,
     .watch = weir__epoll_watch,

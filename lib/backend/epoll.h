@@ -89,6 +89,7 @@ void weir__epoll_files_free(weir__epoll *e);
 /* ---- epoll_op.c ------------------------------------------------------------------------------------- */
 
 void weir__epoll_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
+void weir__epoll_hurry(weir__op *op);
 void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
 void weir__epoll_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__epoll_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,

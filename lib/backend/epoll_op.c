@@ -137,6 +137,10 @@ void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__
     start_output(e, op);
 }
 
+void weir__epoll_hurry(weir__op *op) {
+    (void)op; /* it is tried in the next turn at the latest */
+}
+
 void weir__epoll_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
                          socklen_t length) {
     weir__epoll *e = weir__epoll_of(backend);

@@ -66,6 +66,22 @@ static bool has_overflown(const weir__uring *u) {
     return (weir__ring_flags(u->ring) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
+/*
+ * Streams that receive into blocks alone wait for one. Buffers that nobody uses must not have its room: idle ones are given
+ * up at once, but those that are posted may lie there for ever, if all that comes is for such streams. So they are taken back
+ * once, after which buffers leave that room. (The kernel keeps the number of a ring, and not the ring: docs/kernel.md.)
+ */
+static void make_room(weir__uring *u) {
+    weir_pool *pool = u->group.pool;
+    weir__pool_make_room(pool);
+    if (weir__pool_is_crowded(pool))
+        weir__uring_group_take_back(&u->group, u->ring);
+    if (u->group.ring == NULL && !u->is_mistrusted && !weir__ring_has_cqe(u->ring) && !has_overflown(u)) {
+        weir__uring_group_renew(&u->group, u->ring, u->allocator);
+        weir__pool_make_room(pool);
+    }
+}
+
 /* Prepare all that the kernel is to know of. 1: enter, and wait for *timeout_ns at most; 0: that was it; -errno. */
 static int prepare(weir__uring *u, int64_t *timeout_ns) {
     int r = 0;
@@ -78,8 +94,11 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         u->base.demoted = "completions and buffers disagreed, so classic rings took the incremental ones' place";
     }
     weir__pool_collect(u->group.pool);
+    if (WEIR__UNLIKELY(u->group.parked_for_blocks > 0))
+        weir__pool_make_room(u->group.pool); /* before buffers are */
     weir__uring_group_refill(&u->group);
     bool has_waiting = u->group.parked_count > 0 && unpark(u);
+    bool has_silent = !weir__list_is_empty(&u->silent); /* which the kernel has not taken, or not answered, yet */
     if (WEIR__LIKELY(!has_overflown(u)))
         weir__uring_submit_waiting(u);
     while (!weir__list_is_empty(&u->waiting) && !has_overflown(u)) { /* more than the queue has entries */
@@ -92,6 +111,8 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         *timeout_ns = 0;
     if (!weir__list_is_empty(&u->finished))
         *timeout_ns = 0; /* something ended just now, without the kernel */
+    if (has_silent)
+        *timeout_ns = 0; /* somebody may wait for them by now */
     if (has_waiting || may_serve(u))
         *timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     return 1;
@@ -167,6 +188,8 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
             return count;
     }
     weir__pool_end_dispatch(u->group.pool);
+    if (WEIR__UNLIKELY(u->group.parked_for_blocks > 0 || u->group.ring == NULL) && !u->has_more)
+        make_room(u);
     return count;
 }
 
@@ -266,6 +289,7 @@ static const weir__backend_verbs verbs = {
     .enable = enable,
     .receive = weir__uring_receive,
     .send = weir__uring_send,
+    .hurry = weir__uring_hurry,
     .accept = weir__uring_accept,
     .connect = weir__uring_connect,
     .watch = weir__uring_watch,

@@ -51,6 +51,10 @@ void weir__uring_group_refill(weir__uring_group *group);
 bool weir__uring_group_agrees(const weir__uring_group *group);
 /* It cannot be trusted: unregister it, and put a classic ring in its place. 0; -errno: there is none now. */
 int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator);
+/* Buffers that are posted are in the way of private blocks. They are taken back, the ring with them; receives that are armed
+ * on it starve, or go on with the one that renew opens under the same number, when each completion has been taken. */
+void weir__uring_group_take_back(weir__uring_group *group, weir__ring *ring);
+void weir__uring_group_renew(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator);
 void weir__uring_group_park(weir__uring_group *group, weir__op *op);
 void weir__uring_group_unpark(weir__uring_group *group, weir__op *op);
 
@@ -103,6 +107,7 @@ static inline weir__uring *weir__uring_of(weir__backend *backend) {
 void weir__uring_receive(weir__backend *backend, weir__op *op, int fd, uint64_t limit_bytes, bool is_wish);
 bool weir__uring_is_starved(const weir__op *op);
 void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
+void weir__uring_hurry(weir__op *op);
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one);
 void weir__uring_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
                          socklen_t length);

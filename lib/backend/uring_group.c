@@ -47,12 +47,21 @@ bool weir__uring_group_agrees(const weir__uring_group *group) {
     return weir__buffer_ring_entry(group->ring, position).data == ours;
 }
 
+void weir__uring_group_take_back(weir__uring_group *group, weir__ring *ring) {
+    if (group->ring == NULL)
+        return;
+    (void)weir__buffer_ring_unregister(ring, group->ring); /* from here on the kernel writes nothing */
+    weir__buffer_ring_close(group->ring);
+    group->ring = NULL;
+}
+
+void weir__uring_group_renew(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
+    weir__pool_take_back(group->pool);
+    (void)open_ring(group, ring, allocator); /* without memory it is tried again; meanwhile the blocks carry all */
+}
+
 int weir__uring_group_condemn(weir__uring_group *group, weir__ring *ring, const weir_allocator *allocator) {
-    if (group->ring != NULL) {
-        (void)weir__buffer_ring_unregister(ring, group->ring); /* from here on the kernel writes nothing */
-        weir__buffer_ring_close(group->ring);
-        group->ring = NULL;
-    }
+    weir__uring_group_take_back(group, ring);
     weir__pool_withdraw(group->pool);
     /* What was armed on the old one must not find the new one. */
     group->id = group->id < WEIR__MOST_GROUPS ? group->id + 1 : 1;

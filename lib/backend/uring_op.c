@@ -156,6 +156,7 @@ static void prepare(weir__uring *u, weir__op *op, struct io_uring_sqe *sqe) {
             op->state = SILENT;
             weir__list_append(&u->silent, &op->link);
         }
+        op->result = 0; /* who is tried again may be waited for by then */
         sqe->addr = (uint64_t)(uintptr_t)op->data;
         sqe->opcode = op->size > 0 ? IORING_OP_SEND : IORING_OP_SENDMSG;
         sqe->len = op->size > 0 ? op->size : 1;
@@ -264,6 +265,11 @@ void weir__uring_send(weir__backend *backend, weir__op *op, int fd, const weir__
         return;
     start(u, op, WEIR__OP_SEND, fd, first->data, size);
     op->result = is_quiet && u->has_silence && size == queue->bytes;
+}
+
+void weir__uring_hurry(weir__op *op) {
+    if (op->state == WAITING && op->kind == WEIR__OP_SEND)
+        op->result = 0;
 }
 
 void weir__uring_accept(weir__backend *backend, weir__op *op, int fd, bool one) {

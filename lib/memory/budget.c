@@ -68,6 +68,19 @@ bool weir__pool_has_private(const weir_pool *pool, uint64_t bytes) {
     return bytes <= pool->config.budget_bytes - used;
 }
 
+bool weir__pool_is_crowded(const weir_pool *pool) {
+    uint64_t privates = atomic_load_explicit(&pool->privates, memory_order_relaxed);
+    uint64_t used = atomic_load_explicit(&pool->used, memory_order_relaxed);
+    return used > pool->config.budget_bytes - WEIR__PRIVATE_BYTES + privates &&
+           weir__pool_available(pool) + weir__pool_count(pool, IDLE) > 0;
+}
+
+void weir__pool_make_room(weir_pool *pool) {
+    pool->common_bytes = weir__min_u64(pool->common_bytes, pool->config.budget_bytes - WEIR__PRIVATE_BYTES);
+    if (weir__pool_is_crowded(pool))
+        weir__pool_free_idle(pool);
+}
+
 bool weir__pool_is_short(const weir_pool *pool) {
     uint64_t budget = pool->config.budget_bytes;
     return atomic_load_explicit(&pool->used, memory_order_relaxed) > budget - budget / 4;
@@ -95,7 +108,7 @@ uint32_t weir__pool_look_at_pressure(weir_pool *pool) {
                   !weir__pool_has_returned(pool);
     bool is_parked = atomic_load_explicit(&pool->parked, memory_order_relaxed) > 0;
     bool is_waiting = (is_dry && is_parked) || pool->parked_for_blocks > 0;
-    if (is_waiting && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES))
+    if (is_waiting && !weir__pool_has_private(pool, WEIR__PRIVATE_BYTES) && !weir__pool_is_crowded(pool))
         level = WEIR_PRESSURE_STUCK;
     else if (is_dry && (is_parked || before >= WEIR_PRESSURE_PARKED))
         level = WEIR_PRESSURE_PARKED;

@@ -337,14 +337,18 @@ void weir__pool_collect(weir_pool *pool) {
         collect(pool, atomic_exchange(&pool->returned, NULL));
 }
 
-void weir__pool_withdraw(weir_pool *pool) {
+void weir__pool_take_back(weir_pool *pool) {
     for (uint32_t id = 0; id < pool->max_buffers; id++) {
         weir__buffer *buffer = pool->by_id[id];
         if (buffer != NULL && (buffer->state == POSTED || buffer->state == FILLING))
             retire(pool, buffer);
     }
-    pool->order_head = pool->order_tail;
+    pool->order_head = pool->order_tail = 0;
     weir__pool_end_dispatch(pool);
+}
+
+void weir__pool_withdraw(weir_pool *pool) {
+    weir__pool_take_back(pool);
     pool->config.incremental = false;
 }
 

@@ -88,12 +88,18 @@ void weir__pool_set_parked(weir_pool *pool, uint32_t streams);
 void weir__pool_set_parked_for_blocks(weir_pool *pool, uint32_t streams);
 /* Give up buffers that lie idle: somebody else needs the memory. */
 void weir__pool_free_idle(weir_pool *pool);
+/* Buffers and other blocks leave no room for one private block, and there are buffers that nobody refers to. */
+bool weir__pool_is_crowded(const weir_pool *pool);
+/* From now on they leave room for one; idle buffers that have it go. What the kernel has may be in the way still. */
+void weir__pool_make_room(weir_pool *pool);
 /* How scarce is memory? enum weir_pressure_level, as of the end of a turn. */
 uint32_t weir__pool_look_at_pressure(weir_pool *pool);
 /* Some time has passed (about a second): free what was not needed in all of it. */
 void weir__pool_trim(weir_pool *pool);
 
-/* The kernel has given up its buffer ring: it holds nothing any more. From now on the pool serves a classic ring. */
+/* The kernel has given up its buffer ring: it holds nothing any more, and what is published next is a new ring's first. */
+void weir__pool_take_back(weir_pool *pool);
+/* Likewise, and from now on the pool serves a classic ring. */
 void weir__pool_withdraw(weir_pool *pool);
 /* The loop is gone, and with it the kernel: what nobody refers to is freed now, the rest by its last unref. */
 void weir__pool_close(weir_pool *pool);

@@ -23,7 +23,7 @@ typedef struct weir__buffer {
  * buffers owned = idle + posted + filling + retired
  * used = buffers owned * buffer_bytes + blocks + privates <= budget
  * blocks <= budget - reserve - receive share
- * Only privates may bring used above budget - reserve.
+ * Only privates may bring used above common_bytes, once buffers that were there before it fell are gone.
  */
 struct weir_pool {
     weir__pool_config config;
@@ -50,8 +50,8 @@ struct weir_pool {
     _Atomic(uint32_t) is_wanted; /* a block found no room: buffers are not to lie idle */
     _Atomic(uint64_t) used, peak, blocks, privates, copied;
     _Atomic(uint32_t) level; /* enum weir_pressure_level */
-    uint64_t common_bytes;   /* the budget without the reserve */
-    uint64_t block_share;    /* what blocks may have of that */
+    uint64_t common_bytes;   /* the budget without the reserve, or without room for one private block */
+    uint64_t block_share;    /* what blocks may have of the budget without the reserve */
 };
 
 static inline uint32_t weir__pool_count(const weir_pool *pool, enum weir__buffer_state state) {

@@ -156,7 +156,11 @@ void weir__stream_settle_output(weir_stream *stream) {
         if (weir__loop_is_lost(stream->loop))
             return;
     }
-    if (!weir__op_is_idle(&stream->out) || stream->has_failed)
+    if (!weir__op_is_idle(&stream->out)) {
+        stream->loop->backend->verbs->hurry(&stream->out); /* there is more to do after it */
+        return;
+    }
+    if (stream->has_failed)
         return;
     if (WEIR__UNLIKELY(!stream->is_connected)) {
         begin_connect(stream);

@@ -371,6 +371,39 @@ static void a_stream_that_waits_for_a_block_is_stuck_whatever_buffers_there_are(
     close(peer);
 }
 
+/* All of a small budget is posted, with an unmetered stream armed on it, and only the metered one's peer has something to
+ * say at first: that came never, without limits. Both get on, on the kernel's rings as well. */
+static void a_metered_stream_gets_on_where_all_of_the_budget_was_posted(void **state) {
+    (void)state;
+    static uint8_t many[100000];
+    test_fill(3, 0, many, sizeof many);
+    for (unsigned buffers = 1; buffers <= 4; buffers++) {
+        const weir__tuning tuning = { .no_receive_limits = true };
+        const weir_pool_options pool = { .size = sizeof pool,
+                                         .budget_bytes = (uint64_t)buffers * 4096,
+                                         .buffer_bytes = 4096,
+                                         .window_bytes = buffers * 4096 };
+        test_fixture f;
+        static witness plain, w;
+        purse p = { .granted = 1000, .again = 1000, .left = sizeof many - 1000, .seed = 3 };
+        test_open(&f, &tuning, &pool);
+        int other = witness_pair(&f, &plain, true, NULL), peer = witness_pair(&f, &w, true, &metered);
+        f.fds += 2;
+        peer_send(other, many, 100);
+        run_until(&f, plain.size == 100);
+        w.hook = spend;
+        w.userdata = &p;
+        test_ok(weir_stream_grant(w.stream, p.granted));
+        peer_send(peer, many, sizeof many);
+        run_until(&f, p.got == sizeof many);
+        peer_send(other, many, sizeof many);
+        run_until(&f, plain.size == 100 + sizeof many);
+        test_close(&f);
+        close(other);
+        close(peer);
+    }
+}
+
 /* ---- with a pipe ---------------------------------------------------------------------------------------- */
 
 static void a_pipe_passes_on_what_was_granted(void **state) {
@@ -417,6 +450,7 @@ int main(void) {
         cmocka_unit_test(a_reset_is_noticed_without_credit),
         cmocka_unit_test(a_close_does_not_wait_for_credit),
         cmocka_unit_test(a_stream_that_waits_for_a_block_is_stuck_whatever_buffers_there_are),
+        cmocka_unit_test(a_metered_stream_gets_on_where_all_of_the_budget_was_posted),
         cmocka_unit_test(a_pipe_passes_on_what_was_granted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

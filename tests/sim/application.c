@@ -36,15 +36,23 @@ void resume_connection(connection *c) {
 void close_connection(connection *c) {
     sim_note("connection %llu: close", (unsigned long long)c->number);
     note_all_piped(c);
+    bool is_first = !c->is_closing && !c->stream->wants_close;
     c->is_closing = true;
     c->closed_after_end = c->end_told;
     c->closed_in_calm = app.is_time_honest;
+    c->closing_at = is_first ? sim.now_ns : c->closing_at;
+    c->lingers_ns = !is_first ? c->lingers_ns : c->options[WEIR_OPTION_LINGER_TIMEOUT_NS];
     forget_starved(c);
     sim_require(weir_stream_close(c->stream) == 0, "close failed");
 }
 
 static bool tells_of_drains(const connection *c) {
     return c->is_held || c->callbacks == NULL || c->callbacks->on_drain != NULL;
+}
+
+static void owe_drain(connection *c) {
+    c->is_full = tells_of_drains(c);
+    c->sent_before = c->stream->bytes_out;
 }
 
 /* What a write of these bytes said. Return: it was taken. */
@@ -54,17 +62,19 @@ static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, 
         note_piped(to);
         has_to_send(to, seed, position, size);
         sim_require(!to->is_shut && !to->is_closing, "a write was taken after shutdown or close");
-        sim_require(queued <= app.queue_limit, "the queue is longer than its limit");
-        sim_require((r == WEIR_WRITE_FULL) == (queued > app.queue_high) || to->stream->queue.count > 512,
+        sim_require(queued <= (uint64_t)to->options[WEIR_OPTION_QUEUE_LIMIT_BYTES],
+                    "the queue is longer than its limit");
+        sim_require((r == WEIR_WRITE_FULL) == (queued > (uint64_t)to->options[WEIR_OPTION_QUEUE_HIGH_BYTES]) ||
+                        to->stream->queue.count > 512,
                     "a write said %d, and the queue has %llu bytes", r, (unsigned long long)queued);
         if (r == WEIR_WRITE_FULL)
-            to->is_full = tells_of_drains(to);
+            owe_drain(to);
         to->is_cork_lifted = to->is_cork_lifted || r == WEIR_WRITE_FULL;
         return true;
     }
     sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
     if (r == -ENOBUFS && queued > 0) {
-        to->is_full = tells_of_drains(to); /* a drain is owed */
+        owe_drain(to);
         to->is_cork_lifted = true;
     }
     return false;
@@ -400,7 +410,8 @@ static void on_drain(weir_stream *stream, void *userdata) {
     connection *c = userdata;
     check_alive(c, "on_drain");
     sim_require(c->is_full, "a drain that nobody waits for");
-    sim_require(weir_stream_get_queued(stream) <= app.queue_low, "a drain above the low mark");
+    sim_require(weir_stream_get_queued(stream) <= (uint64_t)c->options[WEIR_OPTION_QUEUE_LOW_BYTES],
+                "a drain above the low mark");
     c->is_full = false;
     c->turns_without_drain = 0;
     connection *from = c->role == ECHO ? c : c->role == FORWARD ? c->partner : NULL;
@@ -429,6 +440,8 @@ static void on_close(weir_stream *stream, int reason, int error, void *userdata)
     sim_require(c->closes++ == 0, "on_close twice");
     note_all_piped(c);
     sim_require(weir_stream_get_state(stream) == WEIR_STREAM_CLOSED, "on_close before it is closed");
+    sim_require(weir_stream_set_option(stream, WEIR_OPTION_IDLE_TIMEOUT_NS, 1) == -EBADF,
+                "an option of a closed stream was set");
     sim_require(stream->queue.bytes == 0 && stream->staged.bytes == 0, "on_close with bytes queued");
     check_flushes(c, error);
     c->chain = weir_chain_unref(c->chain);

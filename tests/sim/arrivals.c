@@ -16,6 +16,8 @@ static weir_stream_options stream_options(void) {
                                     .linger_timeout_ns = 1000000000,
                                     .queue_limit_bytes = app.queue_limit };
     options.flags = sim_random(5) == 0 ? WEIR_STREAM_METERED : 0;
+    options.flags |= sim_random(4) == 0 ? WEIR_STREAM_NAGLE : 0;
+    options.flags |= sim_random(4) == 0 ? WEIR_STREAM_KEEPALIVE : 0;
     options.idle_timeout_ns = sim_random(6) == 0 ? 1 + (int64_t)sim_random(800000000) : 0;
     options.write_timeout_ns = sim_random(4) == 0 ? 1 + (int64_t)sim_random(600000000) : WEIR_NEVER;
     return options;
@@ -46,6 +48,7 @@ static void has(connection *c, weir_stream *stream, const weir_stream_options *o
     c->forgets_grants = sim_random(8) == 0;
     c->idle_ns = options->idle_timeout_ns;
     c->write_ns = options->write_timeout_ns > 0 ? options->write_timeout_ns : 0;
+    begin_options(c, options);
     note_held_back(c);
 }
 

@@ -92,29 +92,6 @@ static int64_t last_progress(const connection *c) {
     return later(later(c->opened_at, c->ours->sent_at), later(c->peer_took_at, c->queue_began));
 }
 
-/* What a stream is limited by may change while it is open: timeouts count from the last activity, whenever they are set. */
-void change_option(connection *c) {
-    enum { TIMES = 2 };
-    static const int times[TIMES] = { WEIR_OPTION_IDLE_TIMEOUT_NS, WEIR_OPTION_WRITE_TIMEOUT_NS };
-    if (c->stream == NULL || c->closes > 0 || (!c->is_started && !c->is_held) || c->stream->has_failed)
-        return;
-    int64_t value = sim_random(3) == 0 ? WEIR_NEVER : 1000000 + (int64_t)sim_random(100000000), now = 0;
-    int option = times[sim_random(TIMES)];
-    int64_t before = option == WEIR_OPTION_IDLE_TIMEOUT_NS ? c->idle_ns : c->write_ns;
-    int r = weir_stream_set_option(c->stream, option, value);
-    sim_require(r == 0 || r == -ENOMEM, "option %d was not set: %s", option, weir_error_name(r));
-    if (r < 0)
-        value = before > 0 ? before : WEIR_NEVER;
-    sim_require(weir_stream_get_option(c->stream, option, &now) == 0 && now == value,
-                "option %d is %lld, not %lld", option, (long long)now, (long long)value);
-    if (r < 0)
-        return;
-    *(option == WEIR_OPTION_IDLE_TIMEOUT_NS ? &c->idle_ns : &c->write_ns) = value > 0 ? value : 0;
-    c->overdue = 0;
-    c->waited_at = sim.now_ns; /* if that is late already, the peer is looked at twice all the same */
-    sim_event(SIM_EVENT_OPTION_CHANGED);
-}
-
 /* The library has given a stream up; what the kernel still does for it, before it has been taken back, is no activity. */
 static void note_failure(connection *c) {
     if (c->failed_at != 0 || !c->stream->has_failed)
@@ -197,9 +174,10 @@ static bool is_level_true(int level, const weir_pool_stats *stats) {
     case WEIR_PRESSURE_PARKED:
         return is_dry;
     default:
-        /* Where receives have no limit, a metered stream waits for a block, whatever else there is. */
-        return level == WEIR_PRESSURE_STUCK && (is_dry || sim.config.no_caps) && stats->parked_streams > 0 &&
-               !has_room;
+        /* Where receives have no limit, a metered stream waits for a block, whatever else there is: but for one that is held,
+         * not for room that buffers have. */
+        return level == WEIR_PRESSURE_STUCK && (is_dry || (sim.config.no_caps && stats->private_bytes > 0)) &&
+               stats->parked_streams > 0 && !has_room;
     }
 }
 
@@ -252,4 +230,9 @@ void check_reserve(const weir_pool_stats *stats) {
     sim_require(stats->parked_streams == 0 || stats->buffers_posted + stats->buffers_filling > 0 ||
                     stats->budget_bytes - stats->used_bytes < 4096 || has_no_memory(),
                 "the loop sleeps while streams wait and the reserve could carry them");
+    /* Where there are buffers, those who wait do so for a block. */
+    sim_require(sim.config.epoll || stats->parked_streams == 0 || has_no_memory() ||
+                    stats->buffers_posted + stats->buffers_filling + stats->buffers_idle == 0 ||
+                    stats->used_bytes + 4096 <= stats->budget_bytes + stats->private_bytes,
+                "the loop sleeps while streams wait for a block, and buffers that nobody uses have its room");
 }

@@ -37,6 +37,7 @@ static sim_socket *socket_new(enum sim_socket_kind kind) {
     socket->kind = kind;
     socket->fd = -1;
     socket->room = (size_t)1 << (10 + sim_random(8));
+    sim_begin_options(socket);
     if (sim.socket_count == sim.socket_capacity) {
         sim.socket_capacity = sim.socket_capacity > 0 ? sim.socket_capacity * 2 : 256;
         sim.sockets = realloc(sim.sockets, sim.socket_capacity * sizeof(sim_socket *));
@@ -95,6 +96,7 @@ int sim_connect(sim_socket *from, const struct sockaddr *address, socklen_t leng
             return -EAGAIN;
         sim_socket *far = socket_new(SIM_STREAM);
         far->is_tcp = from->is_tcp = listener->is_tcp;
+        memcpy(far->options, listener->options, sizeof far->options);
         far->other = from;
         from->other = far;
         far->is_connected = from->is_connected = true;
@@ -320,32 +322,6 @@ int weir__sys_shutdown(int fd, int how) {
         if (!socket->is_tcp && socket->other != NULL)
             socket->other->is_shut = true;
         sim_changed(socket->other);
-    }
-    return 0;
-}
-
-int weir__sys_setsockopt(int fd, int level, int name, int value) {
-    (void)level, (void)name, (void)value;
-    return sim_socket_of(fd) != NULL ? 0 : -EBADF;
-}
-
-int weir__sys_getsockopt(int fd, int level, int name, int *ret_value) {
-    sim_socket *socket = sim_socket_of(fd);
-    if (socket == NULL)
-        return -EBADF;
-    sim_settle(socket);
-    if (level == SOL_SOCKET && name == SO_ERROR) {
-        *ret_value = -sim_take_error(socket);
-    } else if (level == SOL_SOCKET && name == SO_TYPE) {
-        *ret_value = SOCK_STREAM;
-    } else if (level == SOL_SOCKET && name == SO_DOMAIN) {
-        *ret_value = socket->is_tcp ? AF_INET : AF_UNIX;
-    } else if (level == SOL_SOCKET && name == SO_PROTOCOL) {
-        *ret_value = socket->is_tcp ? IPPROTO_TCP : 0;
-    } else if (level == SOL_SOCKET && name == SO_ACCEPTCONN) {
-        *ret_value = socket->kind == SIM_LISTENER;
-    } else {
-        return -ENOPROTOOPT;
     }
     return 0;
 }

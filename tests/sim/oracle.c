@@ -3,6 +3,8 @@
 
 #include "sim/program.h"
 
+#include "backend/uring.h"
+
 /* What must be true of the application, the library and the peers at any time. */
 
 /* Why it ended must be something that happened. */
@@ -27,6 +29,9 @@ void check_reason(const connection *c, int reason, int error) {
         break;
     case WEIR_CLOSE_LINGER:
         sim_require(error == -ETIMEDOUT && c->is_closing, "a linger timeout of a stream that does not close");
+        sim_require(c->closing_at == 0 || sim.now_ns - c->closing_at + 20 * TIMER_SLACK >= c->lingers_ns,
+                    "connection %llu: a linger timeout %.3f ms after its close", (unsigned long long)c->number,
+                    (double)(sim.now_ns - c->closing_at) / 1e6);
         sim_require(
             !c->closed_in_calm || c->peer_is_dead || app.was_dry || sim.events[SIM_EVENT_END_FORGOTTEN] > 0,
             "connection %llu: a linger timeout although the peer reads and ends", (unsigned long long)c->number);
@@ -99,6 +104,21 @@ static void check_lent(void) {
                 (unsigned long long)app.external_released);
 }
 
+/* What the kernel has taken since a drain is owed has left the queue above its low mark, else there would have been one. */
+static void check_drains(void) {
+    for (size_t i = 0; i < app.used_count; i++) {
+        const connection *c = app.used[i];
+        if (!c->is_full || !c->is_started || c->stream == NULL || c->closes > 0 || c->is_closing)
+            continue;
+        const weir_stream *stream = c->stream;
+        sim_require(stream->has_failed || stream->output_error != 0 || stream->state != WEIR_STREAM_OPEN ||
+                        stream->bytes_out <= c->sent_before || stream->queue.count > 64 ||
+                        stream->queue.bytes > (uint64_t)c->options[WEIR_OPTION_QUEUE_LOW_BYTES],
+                    "connection %llu: the queue has fallen to %llu bytes, and no drain came",
+                    (unsigned long long)c->number, (unsigned long long)stream->queue.bytes);
+    }
+}
+
 void check_world(void) {
     notice_silent_ends();
     weir_pool *pool = weir_loop_get_pool(app.loop);
@@ -124,10 +144,44 @@ void check_world(void) {
             sim_require(++c->turns_without_drain < 8, "connection %llu: nothing is queued, and no drain comes",
                         (unsigned long long)c->number);
     }
+    check_drains();
     if (app.held_count > 0)
         check_held(&app.held[sim_random(app.held_count)]);
     check_lent();
     check_limits(&stats);
+}
+
+/* A send that says nothing of its success wakes nobody, so nobody may wait for what comes of it. */
+static void check_silent_sends(const weir_pool_stats *stats) {
+    for (size_t i = 0; i < app.used_count && !sim.config.epoll; i++) {
+        const connection *c = app.used[i];
+        const weir_stream *stream = c->stream;
+        if (!c->is_started || c->closes > 0 || stream == NULL || stream->out.state != SILENT)
+            continue;
+        sim_event(SIM_EVENT_SLEPT_IN_SILENCE);
+        sim_require(!stream->is_full_told && !stream->is_pipe_full && stream->flushes == NULL &&
+                        !stream->wants_shutdown && !stream->wants_close && stats->parked_streams == 0 &&
+                        c->lent == 0,
+                    "connection %llu: the loop sleeps on a silent send, and somebody waits for what comes of it",
+                    (unsigned long long)c->number);
+        sim_require(stream->queue.bytes == stream->out.size,
+                    "connection %llu: the loop sleeps on a silent send, and there is more to send",
+                    (unsigned long long)c->number);
+    }
+}
+
+/* What is queued is being sent, or is held back by a cork. */
+static void check_sending(void) {
+    for (size_t i = 0; i < app.used_count; i++) {
+        const connection *c = app.used[i];
+        const weir_stream *stream = c->stream;
+        if (!c->is_started || c->closes > 0 || stream == NULL || stream->has_failed || stream->output_error != 0)
+            continue;
+        sim_require(stream->state != WEIR_STREAM_OPEN || stream->queue.bytes == 0 || stream->is_corked ||
+                        !weir__op_is_idle(&stream->out) || weir__link_is_listed(&stream->actor.marked),
+                    "connection %llu: the loop sleeps, and what is queued is not being sent",
+                    (unsigned long long)c->number);
+    }
 }
 
 void sim_check_sleep(int64_t until) {
@@ -141,6 +195,8 @@ void sim_check_sleep(int64_t until) {
     sim_require(app.posted == app.ran, "the loop sleeps while a post waits");
     check_reserve(&stats);
     check_forgotten();
+    check_silent_sends(&stats);
+    check_sending();
     sim_require(stats.parked_streams == 0 || !weir__pool_has_returned(pool),
                 "the loop sleeps while streams wait and a buffer has come back");
     sim_require(atomic_load(&app.loop->is_stopping) == 0 || app.loop->phase != WEIR__PHASE_RUNNING,

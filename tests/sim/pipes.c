@@ -61,20 +61,21 @@ void check_sent(connection *c, const uint8_t *bytes, size_t size) {
 /* Above its high mark a queue takes nothing by pipe before it has fallen to the low one. */
 static void check_mark(connection *to, bool has_grown) {
     const weir_stream *stream = to->stream;
+    uint64_t low = (uint64_t)to->options[WEIR_OPTION_QUEUE_LOW_BYTES];
     if (has_grown && to->is_full_for_pipe)
-        sim_require(stream->bytes_out - to->full_at_out + app.queue_low >= to->full_queue,
+        sim_require(stream->bytes_out - to->full_at_out + low >= to->full_queue,
                     "connection %llu: bytes came by pipe, and the queue has not fallen to its low mark",
                     (unsigned long long)to->number);
-    if (has_grown || stream->queue.bytes <= app.queue_low) {
+    if (has_grown || stream->queue.bytes <= low) {
         to->is_full_for_pipe = false;
         to->turns_full = 0;
     }
-    if (!to->is_full_for_pipe && stream->queue.bytes > app.queue_high) {
+    if (!to->is_full_for_pipe && stream->queue.bytes > (uint64_t)to->options[WEIR_OPTION_QUEUE_HIGH_BYTES]) {
         to->is_full_for_pipe = true;
         to->full_queue = stream->queue.bytes;
         to->full_at_out = stream->bytes_out;
     }
-    sim_require(to->own_wrote > 0 || stream->queue_peak_bytes <= app.queue_high + app.buffer_bytes,
+    sim_require(to->own_wrote > 0 || stream->queue_peak_bytes <= to->highest_mark + app.buffer_bytes,
                 "connection %llu: a pipe has queued %llu bytes, more than the high mark and a buffer",
                 (unsigned long long)to->number, (unsigned long long)stream->queue_peak_bytes);
 }
@@ -128,8 +129,9 @@ void check_resumed(connection *to, bool is_memory_short) {
     bool has_more = sim_readable(from->ours) > 0 || from->stream->staged.bytes > 0;
     bool may_go = !from->is_paused && !from->is_closing && !from->end_told && !to->is_closing && !to->is_shut &&
                   !is_memory_short && (!from->is_metered || from->credit > 0) &&
-                  to->stream->queue.bytes <= app.queue_low && to->stream->queue.count < 64 &&
-                  from->stream->state == WEIR_STREAM_OPEN && to->stream->state == WEIR_STREAM_OPEN &&
+                  to->stream->queue.bytes <= (uint64_t)to->options[WEIR_OPTION_QUEUE_LOW_BYTES] &&
+                  to->stream->queue.count < 64 && from->stream->state == WEIR_STREAM_OPEN &&
+                  to->stream->state == WEIR_STREAM_OPEN &&
                   to->stream->output_error ==
                       0; /* else it is read to its end, and closed after that or its linger timeout */
     bool rests = has_more && may_go && from->piped == to->piped_before;

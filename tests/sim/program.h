@@ -75,7 +75,11 @@ typedef struct connection {
     /* limits */
     bool is_metered, forgets_grants, is_held_back, is_corked, is_cork_lifted;
     uint64_t credit, granted, cork_position;
-    int64_t idle_ns, write_ns; /* 0: none */
+    int64_t options[WEIR_OPTION_LINGER_TIMEOUT_NS + 1]; /* as they should be, by name */
+    uint64_t highest_mark;                              /* that its queue ever had */
+    uint64_t sent_before;                               /* when a drain began to be owed, or a mark was changed */
+    int64_t closing_at, lingers_ns; /* closed by the application, and its linger timeout then */
+    int64_t idle_ns, write_ns;      /* 0: none */
     int64_t opened_at, peer_took_at, queue_began, held_from, held_until, piped_at, rested_at, waited_at,
         uncorked_at;
     int64_t failed_at, active_before, progress_before,
@@ -142,6 +146,7 @@ typedef struct application {
     uint64_t live_blocks, live_bytes; /* of the allocator: what the budget's sum is compared with */
     int64_t posted_at[MOST_POSTS];    /* by number */
     bool is_in_thread, is_outside, is_unix, no_new, may_fail; /* is_outside: it is a peer that does something */
+    bool runs_often; /* by weir_loop_run, which does more than single turns may */
     uint64_t streams_closed, checks, looks;
 } application;
 
@@ -216,13 +221,20 @@ void spend(connection *c, uint64_t bytes);
 void grant(connection *c, uint64_t bytes);
 void grant_some(connection *c);
 void tend_metered(void);
-void change_option(connection *c);
 /* A timeout has ended it: was it time? */
 void check_idle(const connection *c);
 void check_write_timeout(const connection *c);
 void on_pressure(weir_loop *loop, weir_pool *pool, int level, void *userdata);
 void check_limits(const weir_pool_stats *stats);
 void check_reserve(const weir_pool_stats *stats);
+
+/* ---- options.c -------------------------------------------------------------------------------------- */
+
+/* @c has got its stream, of these options. */
+void begin_options(connection *c, const weir_stream_options *options);
+/* Set one, or try to, and look at all of them. */
+void change_option(connection *c);
+void calm_option(connection *c);
 
 /* ---- watches.c -------------------------------------------------------------------------------------- */
 

@@ -548,6 +548,8 @@ int weir__buffer_ring_open(weir__ring *ring, uint16_t group, uint32_t entries, u
     buffers->flags = flags;
     buffers->is_registered = true;
     ring->groups[group & 255] = buffers;
+    if (ring->is_enabled)
+        sim_event(SIM_EVENT_RENEWED);
     *ret_buffers = buffers;
     return 0;
 }

@@ -135,7 +135,7 @@ static void act_outside(void) {
         break;
     case 10: {
         connection *c = any_connection();
-        if (c != NULL && sim_random(4) == 0)
+        if (c != NULL && sim_random(2) == 0)
             change_option(c);
         break;
     }
@@ -160,13 +160,12 @@ static void stop_hasty_timers(void) {
     }
 }
 
-/* Run for so long that sleeps in it are long ones, and that a wake-up which is lost costs something. */
-static int run_long(void) {
+static int run_for(int64_t duration_ns) {
     weir_timer *timer;
     stop_hasty_timers();
     if (weir_timer_new(app.loop, on_stop, NULL, &timer) < 0)
         return 0;
-    int r = weir_timer_start(timer, 100000000 + (int64_t)sim_random(2000000000), 0);
+    int r = weir_timer_start(timer, duration_ns, 0);
     sim_require(r == 0, "a timer did not start");
     r = weir_loop_run(app.loop);
     weir_timer_unref(timer);
@@ -176,12 +175,15 @@ static int run_long(void) {
 static void turn(void) {
     int r = 0;
     tend_metered();
-    bool runs = sim_random(32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
+    bool runs = sim_random(app.runs_often ? 4 : 32) == 0 && weir_loop_post(app.loop, on_post_to_stop, NULL) == 0;
     if (runs) { /* until it is stopped, or it hangs */
         app.posted++;
         r = weir_loop_run(app.loop);
     } else if (!sim.is_calm && sim_random(512) == 0) {
-        r = run_long();
+        /* So long that sleeps in it are long ones, and that a wake-up which is lost costs something. */
+        r = run_for(100000000 + (int64_t)sim_random(2000000000));
+    } else if (!sim.is_calm && app.runs_often && sim_random(4) == 0) {
+        r = run_for((int64_t)sim_random(5000000));
     } else {
         r = weir_loop_run_once(app.loop, (int64_t)sim_random(4) * 2000000);
     }
@@ -240,6 +242,7 @@ static void calm_down(void) {
         connection *c = app.all[i];
         c->peer_is_slow = false;
         c->peer_limit = c->peer_wrote;
+        calm_option(c);
         if (c->is_used && c->is_started && c->closes == 0 && !c->is_closing) {
             resume_connection(c);
             uncork(c);
@@ -286,6 +289,7 @@ static weir_loop *open_loop(const weir_loop_options *options) {
 }
 
 static void open_all(void) {
+    app.runs_often = sim_random(4) == 0;
     app.max_turn_events = sim_random(3) == 0 ? 1 + (uint32_t)sim_random(8) : 0;
     uint32_t buffer = 4096U << sim_random(3);
     uint64_t buffers = 1 + sim_random(24);
@@ -294,10 +298,6 @@ static void open_all(void) {
     pool.budget_bytes = buffer * buffers + (sim_random(2) == 0 ? 1 << 20 : 0);
     pool.reserve_bytes = buffers > 1 && sim_random(2) == 0 ? buffer * sim_random(buffers) / 2 : 0;
     pool.window_bytes = buffer * (uint32_t)(1 + sim_random(buffers));
-    if (sim.config.no_caps) { /* metered streams receive into blocks: let there be some that buffers do not take */
-        pool.budget_bytes += 64 << 10;
-        pool.reserve_bytes += 64 << 10;
-    }
     weir_loop_options options = { .size = sizeof options,
                                   .backend = sim.config.epoll     ? WEIR_BACKEND_EPOLL
                                              : sim.config.classic ? WEIR_BACKEND_URING_CLASSIC

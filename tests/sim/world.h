@@ -106,6 +106,7 @@ enum sim_fault {
     X(CAPPED, "a receive ends, for it has brought as much as it was asked for")             \
     X(OVERRUN, "a receive ends, and has brought more than it was asked for")                \
     X(NO_CAPS, "a kernel that cannot limit receives refuses one")                           \
+    X(RENEWED, "a buffer ring was registered anew under its old number")                    \
     X(RECEIVE_POLLED, "a poll told that there is something to receive")                     \
     X(RECEIVED_BY_CALL, "recv(2) received what was granted")                                \
     X(RECEIVED_WHILE_STARVED, "recv(2) received for a stream that found no buffer")         \
@@ -114,7 +115,8 @@ enum sim_fault {
     X(END_PASSED, "an end was passed on by a pipe")                                         \
     X(PIPE_BROKEN, "the other end of a pipe failed")                                        \
     X(WATCH_FIRED, "a descriptor of the application's was ready")                           \
-    X(OPTION_CHANGED, "a timeout of an open stream was changed")                            \
+    X(OPTION_CHANGED, "an option of a stream was changed")                                  \
+    X(OPTION_REFUSED, "an option of a stream was not changed")                              \
     X(SIGNAL_HEARD, "a signal was heard")                                                   \
     X(FRAME, "a frame was taken off a chain")                                               \
     X(FLUSHED, "a flush was told")                                                          \
@@ -125,6 +127,7 @@ enum sim_fault {
     X(MANY_RETRIES, "one socket gets 32 receives and goes to the back of the queue")        \
     X(SHORT, "a short send")                                                                \
     X(SILENT, "a send taken whole, of which nothing is said")                               \
+    X(SLEPT_IN_SILENCE, "the loop slept on such a send")                                    \
     X(SEND_WAITED, "a send found no room, and a poll told of some")                         \
     X(SEND_FAILED, "a send failed")                                                         \
     X(CANCEL_FIRST, "a cancellation answered before its target")                            \
@@ -169,6 +172,8 @@ typedef struct sim_bytes {
     size_t head, size, capacity;
 } sim_bytes;
 
+enum { SIM_OPTIONS = 9 };
+
 enum sim_socket_kind { SIM_STREAM, SIM_LISTENER, SIM_EVENTFD, SIM_SIGNALFD, SIM_EPOLL };
 
 typedef struct sim_socket sim_socket;
@@ -203,9 +208,10 @@ struct sim_socket {
     struct sockaddr_storage target;
     socklen_t target_length;
     /* readiness */
-    uint64_t changes;       /* so far */
-    unsigned registrations; /* of this one, with any epoll */
-    bool wants_room;        /* a send found too little */
+    uint64_t changes;         /* so far */
+    unsigned registrations;   /* of this one, with any epoll */
+    bool wants_room;          /* a send found too little */
+    int options[SIM_OPTIONS]; /* by enum weir_stream_option */
     /* epoll */
     struct sim_registration *registered;
     size_t registered_count;
@@ -291,6 +297,7 @@ extern const char *const sim_event_texts[SIM_EVENT_COUNT];
 sim_socket *sim_socket_of(int fd); /* NULL: not an open descriptor */
 sim_socket *sim_stream_new(bool is_tcp);
 sim_socket *sim_epoll_new(void);
+void sim_begin_options(sim_socket *socket); /* sockopt.c */
 sim_socket *sim_listener_new(const struct sockaddr *address, socklen_t length);
 bool sim_lacks_descriptors(void);
 int sim_descriptor(sim_socket *socket); /* give it one; -EMFILE */

@@ -155,6 +155,21 @@ static void what_was_written_meanwhile_is_sent_when_it_is_over(void **state) {
     assert_true(is_sent_silently());
 }
 
+/* A send had been started and could not be handed over at once, and meanwhile its stream was closed: the end waited until
+ * the loop woke for something else, for up to a second. */
+static void not_when_it_was_closed_before_it_was_handed_over(void **state) {
+    (void)state;
+    assert_int_equal(weir_stream_write(stream, "hello", 5), WEIR_WRITE_OK);
+    script_overflow(true);
+    turns();
+    assert_null(script_find(IORING_OP_SEND, fd));
+    test_ok(weir_stream_close(stream));
+    turns();
+    script_overflow(false);
+    assert_false(is_sent_silently());
+    assert_int_equal(script_shutdowns(), 1);
+}
+
 int main(void) {
 #define quiet_test(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -166,6 +181,7 @@ int main(void) {
         quiet_test(not_of_memory_with_a_release_function),
         quiet_test(not_of_another_loops_memory),
         quiet_test(not_while_memory_is_short),
+        quiet_test(not_when_it_was_closed_before_it_was_handed_over),
         quiet_test(what_was_written_meanwhile_is_sent_when_it_is_over),
     };
     return cmocka_run_group_tests_name("stream_quiet", tests, NULL, NULL);

@@ -291,6 +291,130 @@ static void idle_buffers_make_room_for_a_block(void **state) {
     weir__sys_close(fd);
 }
 
+/*
+ * All of a small budget was posted, and all that came was for a stream that needs a block: no buffer would ever have come
+ * back to make room for one, and the stream waited for ever. The buffers are taken back now. What is armed on the ring
+ * goes on with the one that takes its place, and the room stays.
+ */
+static void posted_buffers_make_room_for_a_block(void **state) {
+    (void)state;
+    static const char full[BUFFER] = "full";
+    for (unsigned budget = 1; budget <= 4; budget++) {
+        int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+        owners_init(o, 2);
+        rig_open(&(rig_options){ .budget = budget, .window = budget, .tuning = { .no_receive_limits = true } });
+        assert_int_equal(rig_pool_stats().buffers_posted, budget);
+        start(&o[0], 100, 0);
+        script_entry *entry = expect_limited(100, 0, 0);
+        script_receive(entry, "before", 6, true);
+        rig_dispatch();
+        told_bytes(&o[0], "before");
+        start(&o[1], fd, 1000);
+        is_readable(expect_poll(fd), "abc", 3); /* there is no room */
+        told_nothing_more(&o[1]);
+        assert_true(weir__pool_look_at_pressure(r.pool) < WEIR_PRESSURE_STUCK);
+        for (int i = 0; i < 3; i++) {
+            rig_submit();
+            is_readable(expect_poll(fd), "abc", 3);
+            told_bytes(&o[1], "abc");
+            assert_int_equal(rig_pool_stats().buffers_posted, budget - 1);
+        }
+        assert_int_equal(script_groups_registered(), 1);
+        for (unsigned i = 1; i < budget; i++) {
+            script_receive(entry, full, BUFFER, true);
+            rig_dispatch();
+            assert_int_equal(next_told(&o[0])->size, BUFFER);
+        }
+        rig_submit();
+        assert_int_equal(rig_pool_stats().buffers_posted, budget - 1);
+        (void)expect_poll(fd);
+        rig_cancel_and_close(o, 2);
+        weir__sys_close(fd);
+    }
+}
+
+/* A dispatch that stops early makes no room yet: that is no reason to say that nothing goes on. */
+static void room_that_is_about_to_be_made_is_no_pressure(void **state) {
+    (void)state;
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    start(&o[1], fd, 1000);
+    script_set_receive("abc", 3);
+    script_complete(expect_poll(fd), POLLIN, 0);
+    script_receive(entry, "next", 4, true);
+    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
+    assert_int_equal(rig_pool_stats().parked_streams, 1);
+    assert_int_equal(weir__pool_look_at_pressure(r.pool), WEIR_PRESSURE_HIGH);
+    rig_dispatch();
+    told_bytes(&o[0], "next");
+    assert_int_equal(weir__pool_look_at_pressure(r.pool), WEIR_PRESSURE_NONE);
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
+/* The kernel had taken from a buffer before it gave up its ring, and the completion had no room in the queue: it is
+ * looked at before buffers go round again. */
+static void completions_of_the_ring_that_was_taken_back_come_first(void **state) {
+    (void)state;
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
+    uint32_t first = script_published(0).id;
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    start(&o[1], fd, 1000);
+    script_overflow(true);
+    is_readable(expect_poll(fd), "abc", 3);
+    told_nothing_more(&o[1]);
+    assert_int_equal(script_groups_registered(), 0);
+    rig_submit();
+    assert_int_equal(script_groups_registered(), 0);
+    script_overflow(false);
+    script_complete(entry, 4,
+                    IORING_CQE_F_MORE | IORING_CQE_F_BUFFER | IORING_CQE_F_BUF_MORE |
+                        first << IORING_CQE_BUFFER_SHIFT);
+    rig_dispatch();
+    assert_int_equal(next_told(&o[0])->result, 4);
+    assert_int_equal(script_groups_registered(), 1);
+    rig_submit();
+    is_readable(expect_poll(fd), "abc", 3);
+    told_bytes(&o[1], "abc");
+    script_receive(entry, "after", 5, true);
+    rig_dispatch();
+    told_bytes(&o[0], "after");
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
+/* Without memory for a ring blocks carry everything, and it is tried again. */
+static void ring_that_cannot_be_had_again_is_tried_again(void **state) {
+    (void)state;
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    start(&o[1], fd, 1000);
+    script_fail(SCRIPT_BUFFERS_OPEN, -ENOMEM, 2);
+    is_readable(expect_poll(fd), "abc", 3);
+    assert_int_equal(script_groups_registered(), 0);
+    rig_submit();
+    is_readable(expect_poll(fd), "abc", 3);
+    told_bytes(&o[1], "abc");
+    assert_int_equal(script_groups_registered(), 0);
+    rig_turn();
+    assert_int_equal(script_groups_registered(), 1);
+    rig_submit();
+    script_receive(entry, "after", 5, true);
+    rig_dispatch();
+    told_bytes(&o[0], "after");
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
 /* ---- cancelled ------------------------------------------------------------------------------------------ */
 
 static void cancelled_before_it_was_submitted_it_is_over(void **state) {
@@ -396,6 +520,10 @@ int main(void) {
         rig_test(polled_receive_waits_again_or_is_over),
         rig_test(polled_bytes_can_be_kept_and_are_counted),
         rig_test(idle_buffers_make_room_for_a_block),
+        rig_test(posted_buffers_make_room_for_a_block),
+        rig_test(room_that_is_about_to_be_made_is_no_pressure),
+        rig_test(completions_of_the_ring_that_was_taken_back_come_first),
+        rig_test(ring_that_cannot_be_had_again_is_tried_again),
         rig_test(cancelled_before_it_was_submitted_it_is_over),
         rig_test(cancelled_in_the_kernel_it_is_over_with_both_answers),
         rig_test(cancelled_poll_that_fired_receives_nothing),

@@ -215,6 +215,40 @@ static void a_cancelled_one_has_been_sent_and_is_told_once(void **state) {
     close_queue();
 }
 
+/* Between its start and its entry others were called back, and one of them has written behind it, or closed. */
+static void somebody_who_comes_before_it_is_handed_over_is_told(void **state) {
+    (void)state;
+    open_queue(IORING_FEAT_CQE_SKIP);
+    push("hello", 5);
+    start(true);
+    r.backend->verbs->hurry(&o->op);
+    rig_submit();
+    script_entry *entry = script_expect(IORING_OP_SEND, 7);
+    assert_false(is_silent(entry));
+    r.backend->verbs->hurry(&o->op); /* it is late, and does no harm */
+    script_complete(entry, 5, 0);
+    rig_turn();
+    told_in_time(5);
+    close_queue();
+}
+
+/* The kernel could not take it; whoever came meanwhile would have waited through a sleep. */
+static void one_of_an_earlier_turn_is_not_slept_on(void **state) {
+    (void)state;
+    open_queue(IORING_FEAT_CQE_SKIP);
+    push("hello", 5);
+    start(true);
+    script_fail(SCRIPT_ENTER, -EAGAIN, 1);
+    test_ok(r.backend->verbs->wait(r.backend, 1000000));
+    assert_int_equal(rig_dispatch(), 0);
+    test_ok(r.backend->verbs->wait(r.backend, 1000000));
+    assert_int_equal(script_last_enter().wait, 0);
+    (void)script_expect(IORING_OP_SEND, 7);
+    assert_int_equal(rig_dispatch(), 1);
+    told_late(5);
+    close_queue();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         rig_test(what_is_taken_whole_is_told_without_a_completion),
@@ -227,6 +261,8 @@ int main(void) {
         rig_test(nothing_is_known_before_each_completion_was_looked_at),
         rig_test(nothing_is_known_while_completions_have_overflown),
         rig_test(a_cancelled_one_has_been_sent_and_is_told_once),
+        rig_test(somebody_who_comes_before_it_is_handed_over_is_told),
+        rig_test(one_of_an_earlier_turn_is_not_slept_on),
     };
     return cmocka_run_group_tests_name("uring_silent", tests, NULL, NULL);
 }
