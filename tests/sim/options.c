@@ -194,8 +194,13 @@ void change_option(connection *c) {
         check_options(other);
 }
 
-/* What was to be seen of short times has been. */
+/* What was to be seen of short times has been. One of nanoseconds comes up in each turn while a stream waits for memory. */
 void calm_option(connection *c) {
-    if (has_stream(c) && !c->stream->has_failed)
-        set_option(c, WEIR_OPTION_LINGER_TIMEOUT_NS, 1000000000);
+    enum { SHORT_NS = 1000000 };
+    if (!has_stream(c) || c->stream->has_failed)
+        return;
+    set_option(c, WEIR_OPTION_LINGER_TIMEOUT_NS, 1000000000);
+    for (int option = WEIR_OPTION_IDLE_TIMEOUT_NS; option <= WEIR_OPTION_WRITE_TIMEOUT_NS; option++)
+        if (c->options[option] > 0 && c->options[option] < SHORT_NS)
+            set_option(c, option, SHORT_NS);
 }

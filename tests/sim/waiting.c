@@ -63,10 +63,15 @@ static bool is_open(const connection *c) {
            weir_stream_get_state(c->stream) == WEIR_STREAM_OPEN;
 }
 
+static uint64_t mark_of(const connection *c, int option) {
+    return (uint64_t)c->options[option];
+}
+
 /* Somebody holds back what comes to @c, which is open. What a pipe uses up of a grant is noted later: it is asked for. */
 static bool is_held(const connection *c) {
     return c->is_paused || c->stream->credit == 0 ||
-           (c->pipe_to != NULL && c->pipe_to->stream->queue.bytes > app.queue_high);
+           (c->pipe_to != NULL &&
+            c->pipe_to->stream->queue.bytes > mark_of(c->pipe_to, WEIR_OPTION_QUEUE_HIGH_BYTES));
 }
 
 /* Nobody does, and somebody wants it. */
@@ -75,7 +80,8 @@ static bool is_wanted(const connection *c) {
     if (is_held(c) || c->stream->has_ended)
         return false;
     return to == NULL ? c->callbacks->on_data != NULL
-                      : is_open(to) && !to->is_shut && to->stream->queue.bytes <= app.queue_low &&
+                      : is_open(to) && !to->is_shut &&
+                            to->stream->queue.bytes <= mark_of(to, WEIR_OPTION_QUEUE_LOW_BYTES) &&
                             to->stream->queue.count < 64;
 }
 
