@@ -355,7 +355,7 @@ enum weir_stream_option {
     WEIR_OPTION_QUEUE_LOW_BYTES = 11,     /* no more than the high mark */
     WEIR_OPTION_IDLE_TIMEOUT_NS = 12,     /* counts from the last activity, so it may be over at once */
     WEIR_OPTION_WRITE_TIMEOUT_NS = 13,    /* likewise, from the last progress */
-    WEIR_OPTION_LINGER_TIMEOUT_NS = 14    /* of a close to come */
+    WEIR_OPTION_LINGER_TIMEOUT_NS = 14    /* of a close to come, or one whose peer takes something yet */
 };
 
 /** weir_stream_set_option() - change one option of a stream, in any state but closed. Context: loop's thread; no callback.

@@ -278,6 +278,38 @@ static void no_send_is_silent_where_there_is_no_buffer(void **state) {
     close_dry(0);
 }
 
+/* Nor one that found no room meanwhile, and is tried again when there are buffers: somebody may wait for it by then. */
+static void no_send_that_is_tried_again_is_silent(void **state) {
+    (void)state;
+    script_set_features(IORING_FEAT_CQE_SKIP);
+    open_dry(1);
+    weir__range_cache cache = { .allocator = &r.memory.allocator, .owner = &r };
+    weir__sendq queue = { 0 };
+    weir_slice slice;
+    test_ok(weir_slice_wrap(r.pool, "hello", 5, NULL, NULL, &slice));
+    test_ok(weir__sendq_push(&queue, &cache, &slice));
+    weir_slice_unref(&slice);
+    r.backend->verbs->send(r.backend, &o[0].op, 7, &queue, true);
+    rig_submit();
+    script_complete(script_expect(IORING_OP_SEND, 7), -EAGAIN, 0);
+    drop_kept(1);
+    rig_turn();
+    rig_submit();
+    script_complete(script_expect(IORING_OP_POLL_ADD, 7), POLLOUT, 0);
+    rig_turn();
+    rig_submit();
+    assert_true(weir__pool_available(r.pool) > 0);
+    script_entry *again = script_expect(IORING_OP_SEND, 7);
+    assert_int_equal(again->sqe.flags & IOSQE_CQE_SKIP_SUCCESS, 0);
+    script_complete(again, 5, 0);
+    rig_turn();
+    assert_true(o[0].told[o[0].count - 1].is_final && !o[0].told[o[0].count - 1].is_late);
+    o[0].finals = 0;
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_deinit(&cache);
+    close_dry(0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         rig_test(receive_that_finds_no_buffer_is_parked),
@@ -291,6 +323,7 @@ int main(void) {
         rig_test(wait_does_not_sleep_while_receives_are_parked_and_a_buffer_is_free),
         rig_test(buffer_released_wakes_a_sleeper_only_while_streams_are_parked),
         rig_test(no_send_is_silent_where_there_is_no_buffer),
+        rig_test(no_send_that_is_tried_again_is_silent),
     };
     return cmocka_run_group_tests_name("uring-dry", tests, NULL, NULL);
 }
