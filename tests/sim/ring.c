@@ -85,10 +85,22 @@ void sim_ring_forget(uint64_t user_data) {
         add(&loose, user_data);
 }
 
+enum { OF_A_CLOSED_FILE = 1 }; /* as an entry's personality, which nobody uses */
+
+/* Is its file not to be closed before it has ended? */
+static bool is_counted(const request *r) {
+    return r->sqe.personality != OF_A_CLOSED_FILE;
+}
+
 void sim_ring_closed(const sim_socket *socket) {
     for (size_t i = starved.count; i-- > 0;)
         if (starved.socket[i] == socket)
             sim_ring_forget(starved.user_data[i]);
+    /* A signal that was stopped while its poll lay in the queue: the kernel looks the number up when it is submitted, and may
+     * find another's file. The poll is taken back all the same, so that file may be closed meanwhile. */
+    for (unsigned i = 0; the_ring != NULL && i < the_ring->sq_count; i++)
+        if (the_ring->sqes[i].fd == socket->fd && the_ring->sqes[i].opcode == IORING_OP_POLL_ADD)
+            the_ring->sqes[i].personality = OF_A_CLOSED_FILE;
 }
 
 /* By a receive that is armed again, or by recv(2). One that is to be armed may wait for an entry in the queue meanwhile, so
@@ -180,7 +192,7 @@ void sim_end_request(weir__ring *ring, request *r, int res, uint32_t flags) {
     else
         sim_post(ring, r->sqe.user_data, res, flags);
     if (r->socket != NULL)
-        r->socket->requests--;
+        r->socket->requests -= is_counted(r);
     if (r->sqe.opcode != IORING_OP_RECV)
         return;
     ring->receives--;
@@ -328,7 +340,7 @@ static void submit(weir__ring *ring, const struct io_uring_sqe *sqe) {
     r->sqe = *sqe;
     r->socket = socket;
     r->signals = 0;
-    socket->requests++;
+    socket->requests += is_counted(r);
     *ring->last = r;
     ring->last = &r->next;
     if (sqe->opcode == IORING_OP_RECV) {
@@ -399,7 +411,7 @@ int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsign
 void weir__ring_close(weir__ring *ring) {
     while (ring->requests != NULL) {
         if (ring->requests->socket != NULL)
-            ring->requests->socket->requests--;
+            ring->requests->socket->requests -= is_counted(ring->requests);
         unlink_request(ring, &ring->requests);
     }
     the_ring = NULL;
