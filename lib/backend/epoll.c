@@ -7,8 +7,8 @@
 enum {
     MOST_DRY_TURNS = 8,
     MOST_SERVED = 64,
-    /* When so much has been brought it is answered before there is more: while it lies in the cache. In bulk echo over 50
-     * connections that, and sends of all that a stream's share has brought, cost two thirds of the processor's time. */
+    /* When so much has been brought it is answered before there is more: while it lies in the cache. That, and sends of all
+     * that a stream's share has brought, take little more than half of the processor's time in bulk echo. */
     MOST_BROUGHT = 64 << 10
 };
 
