@@ -155,14 +155,25 @@ static void write_several(connection *c, const uint8_t *bytes, size_t size) {
         weir_slice_unref(&slices[i]);
 }
 
+/* Often what brings the queue to its limit or its high mark, or a byte off: that is where a mistake by one shows. */
+static size_t choose_size(const connection *c, size_t most) {
+    size_t size = (size_t)1 + sim_random((uint64_t)1 << (1 + sim_random(15)));
+    if (sim_random(4) == 0) {
+        int which = sim_random(2) == 0 ? WEIR_OPTION_QUEUE_LIMIT_BYTES : WEIR_OPTION_QUEUE_HIGH_BYTES;
+        uint64_t mark = (uint64_t)c->options[which] + sim_random(3), queued = weir_stream_get_queued(c->stream);
+        if (mark > queued + 1 && mark - queued - 1 <= most)
+            size = (size_t)(mark - queued - 1);
+    }
+    return size < most ? size : most;
+}
+
 /* The application's own bytes, by one of its ways to write. */
 static void write_some(connection *c) {
     static uint8_t bytes[1 << 15];
     if ((c->role != SOURCE && c->role != PIPE) || c->is_closing || c->is_shut || c->is_full ||
         (!c->is_started && !c->is_held) || c->closes > 0)
         return;
-    size_t size = (size_t)1 + sim_random((uint64_t)1 << (1 + sim_random(15)));
-    size = size < sizeof bytes ? size : sizeof bytes;
+    size_t size = choose_size(c, sizeof bytes);
     note_piped(c);
     test_fill(c->out_seed, c->own_wrote, bytes, size);
     weir_slice slice;

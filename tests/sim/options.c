@@ -178,9 +178,19 @@ static bool has_stream(const connection *c) {
     return c->stream != NULL && c->closes == 0 && (c->is_started || c->is_held);
 }
 
+/* So near to each other and to nothing that a byte more or less in the queue is beyond one. */
+static void tighten_marks(connection *c) {
+    int64_t low = (int64_t)sim_random(3);
+    set_option(c, WEIR_OPTION_QUEUE_LOW_BYTES, 0);
+    set_option(c, WEIR_OPTION_QUEUE_HIGH_BYTES, low + (int64_t)sim_random(3));
+    set_option(c, WEIR_OPTION_QUEUE_LOW_BYTES, low);
+}
+
 void change_option(connection *c) {
     if (!has_stream(c))
         return;
+    if (sim_random(4) == 0 && c->pipe_from == NULL)
+        tighten_marks(c);
     int option = (int)sim_random(WEIR_OPTION_LINGER_TIMEOUT_NS + 2) - (sim_random(16) == 0);
     int64_t value = choose_value(c, option);
     bool is_mark = option >= WEIR_OPTION_QUEUE_LIMIT_BYTES && option <= WEIR_OPTION_QUEUE_LOW_BYTES;
