@@ -583,6 +583,13 @@ static void on_tick(weir_timer *timer, void *userdata) {
     pthread_mutex_unlock(&server->lock);
 }
 
+uint64_t servers_live(void) {
+    uint64_t bytes = 0;
+    for (unsigned i = 0; i < LOOPS; i++)
+        bytes += atomic_load(&servers[i].live_bytes);
+    return bytes;
+}
+
 server_figures server_get_figures(unsigned loop) {
     host *server = &servers[loop];
     pthread_mutex_lock(&server->lock);

@@ -91,6 +91,8 @@ typedef struct server_figures {
 void servers_start(void);
 /* As of a few milliseconds ago. */
 server_figures server_get_figures(unsigned loop);
+/* What the loops have allocated, and not freed. */
+uint64_t servers_live(void);
 /* Slices on their way to the thread that drops them. */
 uint64_t servers_held(void);
 /* From now on slices are held for so long at least. */
