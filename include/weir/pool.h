@@ -17,7 +17,7 @@ typedef struct weir_pool_options {
     /* Of the budget, for streams that have something to read while all buffers are held by slices: they go on in blocks
      * of 4 KiB. Default an eighth, of a budget of 16 buffers or more; else none. Where the kernel cannot limit receives
      * (before Linux 6.17), metered streams receive into such blocks alone: once one of them has found no room, buffers leave
-     * it for a block. */
+     * it for a block (and a budget of one buffer is all blocks then). */
     uint64_t reserve_bytes;
     uint32_t buffer_bytes; /* a receive buffer: a power of two, a page to 16 MiB; default 64 KiB, 16 KiB classic */
     /* Posted to the kernel at first: a buffer to the budget; default 1 MiB, or half of the budget. Epoll has one buffer. */

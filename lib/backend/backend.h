@@ -105,7 +105,7 @@ typedef struct weir__backend_verbs {
     /* Send what is at the front of @queue, which keeps its references until the FINAL completion and then advances.
      * @is_quiet: if all of @queue is taken, that may be told when the loop wakes for something else. */
     void (*send)(weir__backend *backend, weir__op *op, int fd, const weir__sendq *queue, bool is_quiet);
-    /* A send that is quiet, if it is one: somebody waits for it now. Before it is handed over. */
+    /* If it is a quiet send that was not handed over yet: somebody waits for it now. */
     void (*hurry)(weir__op *op);
     /* Accept connections until cancelled, or exactly one. */
     void (*accept)(weir__backend *backend, weir__op *op, int fd, bool one);

@@ -70,6 +70,12 @@ static unsigned try_ready(weir__epoll *e, weir__link *list, unsigned max) {
     return count;
 }
 
+/* They go first, but leave half to the others: where there is always more to send, nothing else would ever be done. */
+static unsigned most_sends(weir__epoll *e, unsigned max) {
+    e->is_odd = !e->is_odd; /* half of one is one in every second dispatch */
+    return weir__list_is_empty(&e->ready) ? max : max / 2 + (max % 2 != 0 && e->is_odd);
+}
+
 static unsigned serve(weir__epoll *e, unsigned max, bool is_private) {
     unsigned count = 0;
     while (count < max && !is_lost(e) && weir__epoll_serve_parked(e, is_private))
@@ -93,7 +99,7 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
     if (is_lost(e))
         return count;
     e->brought_bytes = 0;
-    count += try_ready(e, &e->sends, max > count ? max - count : 0);
+    count += try_ready(e, &e->sends, most_sends(e, max > count ? max - count : 0));
     if (is_lost(e))
         return count;
     count += try_ready(e, &e->ready, max > count ? max - count : 0);

@@ -55,6 +55,7 @@ typedef struct weir__epoll {
     weir__pool_buffer current; /* what is received into; data NULL: none */
     uint32_t filled;           /* of it */
     uint64_t brought_bytes;    /* by this dispatch */
+    bool is_odd;               /* the dispatch */
     bool has_skipped;          /* the last wait did not ask the kernel: the next one does */
     bool has_no_memory;        /* for a private block; tried again at the next tick */
     weir__epoll_file **files;  /* by descriptor, in chunks: a file stays where it is */

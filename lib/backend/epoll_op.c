@@ -138,7 +138,7 @@ void weir__epoll_send(weir__backend *backend, weir__op *op, int fd, const weir__
 }
 
 void weir__epoll_hurry(weir__op *op) {
-    (void)op; /* it is tried in the next turn at the latest */
+    (void)op; /* its end is told as soon as it is known */
 }
 
 void weir__epoll_connect(weir__backend *backend, weir__op *op, int fd, const struct sockaddr *address,
@@ -262,8 +262,9 @@ bool weir__epoll_has_buffer(weir__epoll *e) {
     return weir__pool_publish(e->pool, &e->current);
 }
 
-static size_t most_of(const weir__op *op, size_t room) {
-    uint64_t most = weir__min_u64(room, FAIR_BYTES);
+/* @share: what the socket has left of its own. */
+static size_t most_of(const weir__op *op, size_t room, uint64_t share) {
+    uint64_t most = weir__min_u64(room, share);
     return (size_t)((op->size & LIMITED) != 0 ? weir__min_u64(most, op->limit) : most);
 }
 
@@ -338,10 +339,10 @@ static void received(weir__epoll *e, weir__op *op, int r, size_t most, const wei
 }
 
 /* Return: as many as there was room for. */
-static bool receive_buffer(weir__epoll *e, weir__op *op) {
+static bool receive_buffer(weir__epoll *e, weir__op *op, uint64_t share) {
     uint32_t room = e->current.size - e->filled;
     uint8_t *data = (uint8_t *)e->current.data + e->filled;
-    size_t most = most_of(op, room);
+    size_t most = most_of(op, room, share);
     weir_slice slice = { 0 };
     WEIR__UNPOISON(data, most);
     int r = weir__sys_receive(op->fd, data, most);
@@ -367,8 +368,8 @@ static bool goes_on(weir__epoll *e, const weir__op *op) {
 
 /* All of its share in a row, so that it is answered as a whole: one large send costs much less than small ones. */
 static void receive_share(weir__epoll *e, weir__op *op) {
-    uint64_t most = e->brought_bytes + FAIR_BYTES;
-    while (receive_buffer(e, op) && e->brought_bytes < most && goes_on(e, op))
+    uint64_t end = e->brought_bytes + FAIR_BYTES;
+    while (receive_buffer(e, op, end - e->brought_bytes) && e->brought_bytes < end && goes_on(e, op))
         weir__list_remove(&op->link);
 }
 
@@ -387,7 +388,7 @@ static void try_receive(weir__epoll *e, weir__op *op) {
 
 static void receive_private(weir__epoll *e, weir__op *op, weir__heap_block *block) {
     uint8_t *data = weir__heap_block_data(block);
-    size_t most = most_of(op, block->block.capacity);
+    size_t most = most_of(op, block->block.capacity, FAIR_BYTES);
     int r = weir__sys_receive(op->fd, data, most);
     const weir_slice slice = { data, r > 0 ? (size_t)r : 0, &block->block };
     received(e, op, r, most, &slice);
@@ -405,7 +406,7 @@ bool weir__epoll_serve_parked(weir__epoll *e, bool is_private) {
     if (is_private)
         receive_private(e, op, block);
     else
-        (void)receive_buffer(e, op);
+        (void)receive_buffer(e, op, FAIR_BYTES);
     return true;
 }
 

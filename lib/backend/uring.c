@@ -73,12 +73,15 @@ static bool has_overflown(const weir__uring *u) {
  */
 static void make_room(weir__uring *u) {
     weir_pool *pool = u->group.pool;
-    weir__pool_make_room(pool);
-    if (weir__pool_is_crowded(pool))
+    bool is_wanted = u->group.parked_for_blocks > 0;
+    if (is_wanted)
+        weir__pool_make_room(pool);
+    if (is_wanted && weir__pool_is_crowded(pool))
         weir__uring_group_take_back(&u->group, u->ring);
     if (u->group.ring == NULL && !u->is_mistrusted && !weir__ring_has_cqe(u->ring) && !has_overflown(u)) {
         weir__uring_group_renew(&u->group, u->ring, u->allocator);
-        weir__pool_make_room(pool);
+        if (is_wanted)
+            weir__pool_make_room(pool);
     }
 }
 
@@ -98,7 +101,6 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         weir__pool_make_room(u->group.pool); /* before buffers are */
     weir__uring_group_refill(&u->group);
     bool has_waiting = u->group.parked_count > 0 && unpark(u);
-    bool has_silent = !weir__list_is_empty(&u->silent); /* which the kernel has not taken, or not answered, yet */
     if (WEIR__LIKELY(!has_overflown(u)))
         weir__uring_submit_waiting(u);
     while (!weir__list_is_empty(&u->waiting) && !has_overflown(u)) { /* more than the queue has entries */
@@ -111,8 +113,8 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         *timeout_ns = 0;
     if (!weir__list_is_empty(&u->finished))
         *timeout_ns = 0; /* something ended just now, without the kernel */
-    if (has_silent)
-        *timeout_ns = 0; /* somebody may wait for them by now */
+    if (u->has_unsettled)
+        *timeout_ns = 0;
     if (has_waiting || may_serve(u))
         *timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     return 1;
@@ -180,6 +182,7 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
         if (weir__fork_is_child(generation))
             return count;
     }
+    u->has_unsettled = !weir__list_is_empty(&u->silent);
     /* The reserve is for when nothing else moves: a send that completes may bring a buffer back. */
     if (WEIR__UNLIKELY(may_serve(u)) && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
         u->dry_turns = 0;

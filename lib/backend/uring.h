@@ -91,7 +91,9 @@ typedef struct weir__uring {
     int64_t close_timeout_ns;
     bool is_enabled;
     bool is_closing;
-    bool has_more;      /* the last dispatch stopped at its limit */
+    bool has_more; /* the last dispatch stopped at its limit */
+    bool
+        has_unsettled; /* it left silent sends of which it could not know the end: somebody may wait for them by now */
     bool has_silence;   /* the kernel can be told not to complete what succeeds */
     bool has_no_limits; /* the kernel's receives cannot be limited */
     bool has_no_memory; /* for a private block; tried again at the next tick */

@@ -29,7 +29,7 @@ bool weir__pool_charge(weir_pool *pool, uint64_t bytes) {
     uint64_t sum;
     if (bytes > 0 && !add_within(&pool->blocks, bytes, pool->block_share, &sum))
         return false;
-    if (bytes > 0 && !weir__pool_use(pool, bytes, pool->common_bytes)) {
+    if (bytes > 0 && !weir__pool_use(pool, bytes, weir__pool_common_bytes(pool))) {
         atomic_fetch_sub(&pool->blocks, bytes);
         atomic_store_explicit(&pool->is_wanted, 1, memory_order_relaxed);
         return false;
@@ -71,12 +71,13 @@ bool weir__pool_has_private(const weir_pool *pool, uint64_t bytes) {
 bool weir__pool_is_crowded(const weir_pool *pool) {
     uint64_t privates = atomic_load_explicit(&pool->privates, memory_order_relaxed);
     uint64_t used = atomic_load_explicit(&pool->used, memory_order_relaxed);
-    return used > pool->config.budget_bytes - WEIR__PRIVATE_BYTES + privates &&
-           weir__pool_available(pool) + weir__pool_count(pool, IDLE) > 0;
+    return used > pool->config.budget_bytes - WEIR__PRIVATE_BYTES + privates && weir__pool_has_unused(pool);
 }
 
 void weir__pool_make_room(weir_pool *pool) {
-    pool->common_bytes = weir__min_u64(pool->common_bytes, pool->config.budget_bytes - WEIR__PRIVATE_BYTES);
+    uint64_t most = pool->config.budget_bytes - WEIR__PRIVATE_BYTES;
+    if (weir__pool_common_bytes(pool) > most)
+        atomic_store_explicit(&pool->common_bytes, most, memory_order_relaxed);
     if (weir__pool_is_crowded(pool))
         weir__pool_free_idle(pool);
 }
@@ -103,7 +104,7 @@ uint64_t weir__pool_copied(const weir_pool *pool) {
 uint32_t weir__pool_look_at_pressure(weir_pool *pool) {
     uint64_t budget = pool->config.budget_bytes, used = atomic_load_explicit(&pool->used, memory_order_relaxed);
     uint32_t before = atomic_load_explicit(&pool->level, memory_order_relaxed), level;
-    bool may_grow = pool->free_id_count > 0 && used + pool->config.buffer_bytes <= pool->common_bytes;
+    bool may_grow = pool->free_id_count > 0 && used + pool->config.buffer_bytes <= weir__pool_common_bytes(pool);
     bool is_dry = weir__pool_available(pool) + weir__pool_count(pool, IDLE) == 0 && !may_grow &&
                   !weir__pool_has_returned(pool);
     bool is_parked = atomic_load_explicit(&pool->parked, memory_order_relaxed) > 0;

@@ -101,7 +101,7 @@ int weir__pool_new(const weir__pool_config *config, weir_pool **ret_pool) {
     weir__list_init(&pool->idle);
     weir__list_init(&pool->retiring);
     pool->window = (uint32_t)weir__max_u64(1, config->window_bytes / config->buffer_bytes);
-    pool->common_bytes = common;
+    atomic_init(&pool->common_bytes, common);
     pool->block_share = common - weir__max_u64(common / 4, config->buffer_bytes);
     *ret_pool = pool;
     return 0;
@@ -133,7 +133,7 @@ const weir_allocator *weir__pool_allocator(const weir_pool *pool) {
 
 static weir__buffer *buffer_new(weir_pool *pool) {
     const weir__pool_config *config = &pool->config;
-    if (pool->free_id_count == 0 || !weir__pool_use(pool, config->buffer_bytes, pool->common_bytes))
+    if (pool->free_id_count == 0 || !weir__pool_use(pool, config->buffer_bytes, weir__pool_common_bytes(pool)))
         return NULL;
     weir__buffer *buffer = weir__alloc_zeroed(config->allocator, sizeof *buffer);
     uint8_t *data = buffer != NULL ? config->map(config->buffer_bytes) : NULL;
@@ -186,6 +186,15 @@ static void become_idle(weir_pool *pool, weir__buffer *buffer) {
 
 uint32_t weir__pool_available(const weir_pool *pool) {
     return weir__pool_count(pool, POSTED) + weir__pool_count(pool, FILLING);
+}
+
+bool weir__pool_has_unused(const weir_pool *pool) {
+    if (weir__pool_count(pool, IDLE) + weir__pool_count(pool, POSTED) > 0)
+        return true;
+    if (weir__pool_count(pool, FILLING) == 0)
+        return false;
+    const weir__buffer *buffer = pool->by_id[pool->order[pool->order_head & (pool->max_buffers - 1)]];
+    return buffer->block.local == 1 && atomic_load_explicit(&buffer->block.shared, memory_order_relaxed) == 1;
 }
 
 bool weir__pool_publish(weir_pool *pool, weir__pool_buffer *ret_buffer) {

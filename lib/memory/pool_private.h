@@ -23,7 +23,7 @@ typedef struct weir__buffer {
  * buffers owned = idle + posted + filling + retired
  * used = buffers owned * buffer_bytes + blocks + privates <= budget
  * blocks <= budget - reserve - receive share
- * Only privates may bring used above common_bytes, once buffers that were there before it fell are gone.
+ * Only privates may bring used above common_bytes, once buffers and blocks that were there before it fell are gone.
  */
 struct weir_pool {
     weir__pool_config config;
@@ -49,15 +49,21 @@ struct weir_pool {
     _Atomic(uint32_t) parked;
     _Atomic(uint32_t) is_wanted; /* a block found no room: buffers are not to lie idle */
     _Atomic(uint64_t) used, peak, blocks, privates, copied;
-    _Atomic(uint32_t) level; /* enum weir_pressure_level */
-    uint64_t common_bytes;   /* the budget without the reserve, or without room for one private block */
-    uint64_t block_share;    /* what blocks may have of the budget without the reserve */
+    _Atomic(uint32_t) level;        /* enum weir_pressure_level */
+    _Atomic(uint64_t) common_bytes; /* the budget without the reserve, or without room for one private block */
+    uint64_t block_share;           /* what blocks may have of the budget without the reserve */
 };
+
+static inline uint64_t weir__pool_common_bytes(const weir_pool *pool) {
+    return atomic_load_explicit(&pool->common_bytes, memory_order_relaxed);
+}
 
 static inline uint32_t weir__pool_count(const weir_pool *pool, enum weir__buffer_state state) {
     return atomic_load_explicit(&pool->counts[state], memory_order_relaxed);
 }
 
+/* Is there a buffer that nobody refers to, but the kernel? */
+bool weir__pool_has_unused(const weir_pool *pool);
 /* For a buffer. false: the budget has no room. */
 bool weir__pool_use(weir_pool *pool, uint64_t bytes, uint64_t limit);
 void weir__pool_drop(weir_pool *pool); /* one reference */

@@ -12,8 +12,8 @@ enum { MOST_FLUSHES = 1024 }; /* that wait; who asks with each write forgets to 
 static int refused(weir_stream *stream, int error) {
     if (error == -ENOBUFS && stream->queue.bytes > 0) {
         stream->is_full_told = true;
-        if (stream->is_corked)
-            weir__stream_mark(stream); /* what is held back goes, else there would never be room */
+        /* What is held back by a cork goes, and a send that nobody has waited for is waited for now. */
+        weir__stream_mark_output(stream);
     }
     return error;
 }
@@ -172,7 +172,7 @@ static int set_corked(weir_stream *stream, bool is_corked) {
     if (r < 0)
         return r;
     stream->is_corked = is_corked;
-    weir__stream_mark(stream);
+    weir__stream_mark_output(stream);
     return 0;
 }
 
@@ -205,7 +205,7 @@ WEIR_API int weir_stream_flush(weir_stream *stream, weir_flush_fn function, void
     *stream->last_flush = flush;
     stream->last_flush = &flush->next;
     stream->flush_count++;
-    weir__stream_mark(stream);
+    weir__stream_mark_output(stream);
     return 0;
 }
 

@@ -409,27 +409,90 @@ static void share_ends_where_it_is_cancelled(void **state) {
     close_two();
 }
 
-/* What is to go out lies in the cache, and goes before anything else is brought. */
-static void sends_go_before_receives(void **state) {
-    (void)state;
-    weir__range_cache cache = { .allocator = &r.memory.allocator, .owner = &r };
-    weir__sendq queue = { 0 };
+static void nothing_was_brought_yet(owner *it, const told *last) {
+    (void)it, (void)last;
+    told_nothing_more(&o[1]);
+}
+
+static weir__range_cache cache;
+static weir__sendq queue;
+
+static void open_queue(void) {
     weir_slice slice;
-    open_two();
+    cache = (weir__range_cache){ .allocator = &r.memory.allocator, .owner = &r };
+    queue = (weir__sendq){ 0 };
     test_ok(weir_slice_copy(r.pool, "answer", 6, &slice));
     test_ok(weir__sendq_push(&queue, &cache, &slice));
     weir_slice_unref(&slice);
+}
+
+static void close_queue(void) {
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_deinit(&cache);
+}
+
+/* What is to go out lies in the cache, and goes before anything else is brought. */
+static void sends_go_before_receives(void **state) {
+    (void)state;
+    open_two();
+    open_queue();
     assert_int_equal(rig_dispatch(), 1);
     assert_int_equal(o[0].count, SHARE / LARGE);
     int third = epoll_socket();
+    o[2].then = nothing_was_brought_yet;
     r.backend->verbs->send(r.backend, &o[2].op, third, &queue, false); /* other is ready, and was first */
     rig_submit();
-    assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
+    assert_int_equal(rig_dispatch(), 2);
     told_final(&o[2], 6);
-    told_nothing_more(&o[1]);
-    weir__sendq_clear(&queue, &cache);
-    weir__range_cache_deinit(&cache);
+    assert_int_equal(o[1].count, SHARE / LARGE);
+    close_queue();
     epoll_close_socket(third);
+    close_two();
+}
+
+/* Where there was always more to send than a turn may do, nothing was ever received, nor accepted, nor connected. */
+static void sends_leave_half_of_a_turn_to_the_others(void **state) {
+    (void)state;
+    for (unsigned max = 1; max <= 3; max++) {
+        open_two();
+        open_queue();
+        script_set_receive("abc", 3);
+        int fds[2] = { epoll_socket(), epoll_socket() };
+        for (unsigned turns = 0; turns < 4; turns++) {
+            for (unsigned i = 0; i < 2; i++) {
+                o[2 + i].finals = 0;
+                if (weir__op_is_idle(&o[2 + i].op))
+                    r.backend->verbs->send(r.backend, &o[2 + i].op, fds[i], &queue, false);
+            }
+            assert_true(r.backend->verbs->dispatch(r.backend, max) <= max);
+        }
+        assert_true(o[0].count > 0);
+        assert_true(o[2].count + o[3].count >= 2);
+        for (unsigned i = 0; i < 2; i++) {
+            r.backend->verbs->cancel(r.backend, &o[2 + i].op);
+            o[2 + i].finals = 0;
+        }
+        epoll_settle();
+        close_queue();
+        epoll_close_socket(fds[0]);
+        epoll_close_socket(fds[1]);
+        close_two();
+    }
+}
+
+/* The share is one of bytes, however little of the first buffer was left. */
+static void share_is_not_overdrawn(void **state) {
+    (void)state;
+    open_two();
+    script_set_receive(plenty, LARGE / 2); /* into the first buffer */
+    rig_dispatch();
+    script_set_receive(plenty, sizeof plenty);
+    uint64_t before = r.backend->stats.bytes_in;
+    for (unsigned i = 0; r.backend->stats.bytes_in == before && i < 4; i++) {
+        script_ready(fd, EPOLLIN);
+        rig_turn();
+    }
+    assert_int_equal(r.backend->stats.bytes_in - before, SHARE);
     close_two();
 }
 
@@ -545,6 +608,8 @@ int main(void) {
         epoll_test(share_ends_where_the_owner_may_wish_for_something_else),
         epoll_test(share_ends_where_it_is_cancelled),
         epoll_test(sends_go_before_receives),
+        epoll_test(sends_leave_half_of_a_turn_to_the_others),
+        epoll_test(share_is_not_overdrawn),
         epoll_test(small_rest_of_a_buffer_is_left),
         epoll_test(receive_can_be_cancelled_in_each_state),
         epoll_test(receive_can_be_cancelled_inside_its_completion),

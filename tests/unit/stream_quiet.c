@@ -170,6 +170,40 @@ static void not_when_it_was_closed_before_it_was_handed_over(void **state) {
     assert_int_equal(script_shutdowns(), 1);
 }
 
+static int refused_write(void) {
+    static const uint8_t too_much[2 << 20];
+    return weir_stream_write(stream, too_much, sizeof too_much);
+}
+
+static void write_too_much(weir_stream *it, int error, void *userdata) {
+    (void)it, (void)error, (void)userdata;
+    assert_int_equal(refused_write(), -ENOBUFS);
+}
+
+static void write_and_flush(weir_loop *loop, void *userdata) {
+    (void)loop;
+    assert_int_equal(weir_stream_write(stream, "hello", 5), WEIR_WRITE_OK); /* settled first */
+    test_ok(weir_stream_flush(userdata, write_too_much, NULL));
+}
+
+/*
+ * Its send had been started at the end of a turn, and then somebody was told that there is no room, and to wait for the drain: the send
+ * went out silently, and the drain came when the loop woke for something else, up to a second later.
+ */
+static void not_when_a_write_was_refused_before_it_was_handed_over(void **state) {
+    weir_stream *other;
+    (void)state;
+    int fd_of_other = weir__sys_socket(AF_INET, SOCK_STREAM);
+    test_ok(weir_stream_adopt(f.loop, fd_of_other, NULL, &other));
+    test_ok(weir_stream_start(other, &callbacks, NULL));
+    turns();
+    f.loop->is_unwatched = true;
+    test_ok(weir_loop_post(f.loop, write_and_flush, other)); /* which runs behind the wait */
+    assert_false(is_sent_silently());
+    test_ok(weir_stream_abort(other));
+    turns();
+}
+
 int main(void) {
 #define quiet_test(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -182,6 +216,7 @@ int main(void) {
         quiet_test(not_of_another_loops_memory),
         quiet_test(not_while_memory_is_short),
         quiet_test(not_when_it_was_closed_before_it_was_handed_over),
+        quiet_test(not_when_a_write_was_refused_before_it_was_handed_over),
         quiet_test(what_was_written_meanwhile_is_sent_when_it_is_over),
     };
     return cmocka_run_group_tests_name("stream_quiet", tests, NULL, NULL);

@@ -333,6 +333,48 @@ static void posted_buffers_make_room_for_a_block(void **state) {
     }
 }
 
+static weir_slice first_half;
+
+static void keep_the_first_half(owner *it, const told *last) {
+    if (last->size > 0 && first_half.owner == NULL)
+        weir_slice_ref(&it->slice, &first_half);
+}
+
+/*
+ * The only buffer was half full, and somebody kept what was in it to wait for the rest. Taken back it made no room, since it stayed
+ * where it was; but there was none to receive the rest into any more.
+ */
+static void buffer_that_is_referred_to_is_not_taken_back(void **state) {
+    (void)state;
+    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    first_half = (weir_slice){ 0 };
+    o[0].then = keep_the_first_half;
+    rig_open(&(rig_options){ .budget = 1, .window = 1, .tuning = { .no_receive_limits = true } });
+    start(&o[0], 100, 0);
+    script_entry *entry = expect_limited(100, 0, 0);
+    script_receive(entry, "half", 4, true);
+    rig_dispatch();
+    told_bytes(&o[0], "half");
+    start(&o[1], fd, 1000);
+    is_readable(expect_poll(fd), "abc", 3);
+    told_nothing_more(&o[1]);
+    assert_int_equal(weir__pool_look_at_pressure(r.pool),
+                     WEIR_PRESSURE_STUCK); /* an unref helps, and nothing else */
+    rig_submit();
+    assert_int_equal(rig_pool_stats().buffers_filling, 1);
+    script_receive(entry, "rest", 4, true);
+    rig_dispatch();
+    told_bytes(&o[0], "rest");
+    weir_slice_unref(&first_half);
+    rig_turn();
+    rig_submit();
+    is_readable(expect_poll(fd), "abc", 3);
+    told_bytes(&o[1], "abc");
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(fd);
+}
+
 /* A dispatch that stops early makes no room yet: that is no reason to say that nothing goes on. */
 static void room_that_is_about_to_be_made_is_no_pressure(void **state) {
     (void)state;
@@ -521,6 +563,7 @@ int main(void) {
         rig_test(polled_bytes_can_be_kept_and_are_counted),
         rig_test(idle_buffers_make_room_for_a_block),
         rig_test(posted_buffers_make_room_for_a_block),
+        rig_test(buffer_that_is_referred_to_is_not_taken_back),
         rig_test(room_that_is_about_to_be_made_is_no_pressure),
         rig_test(completions_of_the_ring_that_was_taken_back_come_first),
         rig_test(ring_that_cannot_be_had_again_is_tried_again),

@@ -249,6 +249,22 @@ static void one_of_an_earlier_turn_is_not_slept_on(void **state) {
     close_queue();
 }
 
+/* Who spins looks again and again, and has nobody to wait for: each send cost an enter and a turn more. */
+static void one_of_this_turn_is_not_asked_after(void **state) {
+    (void)state;
+    open_queue(IORING_FEAT_CQE_SKIP);
+    push("hello", 5);
+    start(true);
+    assert_int_equal(r.backend->verbs->look(r.backend), 0);
+    uint64_t enters = r.backend->stats.enters;
+    assert_true(is_silent(script_expect(IORING_OP_SEND, 7)));
+    assert_int_equal(r.backend->verbs->look(r.backend), 0);
+    assert_int_equal(r.backend->stats.enters, enters);
+    assert_int_equal(rig_dispatch(), 1);
+    told_late(5);
+    close_queue();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         rig_test(what_is_taken_whole_is_told_without_a_completion),
@@ -263,6 +279,7 @@ int main(void) {
         rig_test(a_cancelled_one_has_been_sent_and_is_told_once),
         rig_test(somebody_who_comes_before_it_is_handed_over_is_told),
         rig_test(one_of_an_earlier_turn_is_not_slept_on),
+        rig_test(one_of_this_turn_is_not_asked_after),
     };
     return cmocka_run_group_tests_name("uring_silent", tests, NULL, NULL);
 }
