@@ -115,6 +115,8 @@ static int prepare(weir__uring *u, int64_t *timeout_ns) {
         *timeout_ns = 0; /* something ended just now, without the kernel */
     if (u->has_unsettled)
         *timeout_ns = 0;
+    if (WEIR__UNLIKELY(u->group.parked_for_blocks > 0) && weir__pool_is_crowded(u->group.pool))
+        *timeout_ns = 0; /* since somebody has let something go: the coming dispatch makes room of it */
     if (has_waiting || may_serve(u))
         *timeout_ns = 0; /* those armed again may need no buffer yet, and then the next ones may have it */
     return 1;

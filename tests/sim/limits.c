@@ -175,9 +175,10 @@ static bool is_level_true(int level, const weir_pool_stats *stats) {
         return is_dry;
     default:
         /* Where receives have no limit, a metered stream waits for a block, whatever else there is: but for one that is held,
-         * not for room that buffers have. */
-        return level == WEIR_PRESSURE_STUCK && (is_dry || (sim.config.no_caps && stats->private_bytes > 0)) &&
-               stats->parked_streams > 0 && !has_room;
+         * or for a buffer that is, not for room that nobody uses. */
+        return level == WEIR_PRESSURE_STUCK && stats->parked_streams > 0 && !has_room &&
+               (is_dry || (sim.config.no_caps &&
+                           (stats->private_bytes > 0 || stats->buffers_idle + stats->buffers_posted == 0)));
     }
 }
 
@@ -230,9 +231,9 @@ void check_reserve(const weir_pool_stats *stats) {
     sim_require(stats->parked_streams == 0 || stats->buffers_posted + stats->buffers_filling > 0 ||
                     stats->budget_bytes - stats->used_bytes < 4096 || has_no_memory(),
                 "the loop sleeps while streams wait and the reserve could carry them");
-    /* Where there are buffers, those who wait do so for a block. */
+    /* Where there are buffers, those who wait do so for a block. (One that is being filled may be referred to.) */
     sim_require(sim.config.epoll || stats->parked_streams == 0 || has_no_memory() ||
-                    stats->buffers_posted + stats->buffers_filling + stats->buffers_idle == 0 ||
+                    stats->buffers_posted + stats->buffers_idle == 0 ||
                     stats->used_bytes + 4096 <= stats->budget_bytes + stats->private_bytes,
                 "the loop sleeps while streams wait for a block, and buffers that nobody uses have its room");
 }
