@@ -392,7 +392,8 @@ int main(int argc, char **argv) {
     if (count_fds() != fds || count_threads() != threads)
         soak_fail("the loops left %u descriptors and %u threads, before them there were %u and %u", count_fds(),
                   count_threads(), fds, threads);
-    printf("soak: memory of the second half: resident %.0f to %.0f KiB, a rise of %.0f, give or take %.0f (%d more is too "
+    printf("soak: memory of the second half: resident %.0f to %.0f KiB, a rise of %.0f, give or take %.0f (%d "
+           "more is too "
            "much); the loops' own %.1f to %.1f, a rise of %.1f (%d is too much)\n",
            resident.first, resident.last, resident.rise, 2 * resident.error, DRIFT_KIB, live.first, live.last,
            live.rise, LIVE_DRIFT_KIB);
@@ -402,6 +403,7 @@ int main(int argc, char **argv) {
     }
     printf("soak: ok minutes=%.2g connections=%llu bytes=%llu rss_first_kib=%.0f rss_last_kib=%.0f fds=%u "
            "threads=%u\n",
-           seconds / 60, count_of(CONNECTIONS), count_of(BYTES), resident.first, resident.last, run.fds, run.threads);
+           seconds / 60, count_of(CONNECTIONS), count_of(BYTES), resident.first, resident.last, run.fds,
+           run.threads);
     return 0;
 }
