@@ -531,6 +531,9 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
     run_work(ring);
     if (wait > 0 || has_completions(ring))
         sim.pauses = 0;
+    if (sim.was_stopped)
+        ring->idle_enters = 0;
+    sim.was_stopped = false;
     if (wait == 0 && count == 0 && !has_completions(ring)) {
         sim_require(++ring->idle_enters < MOST_IDLE_ENTERS, "the loop spins: %u enters without work or sleep",
                     ring->idle_enters);

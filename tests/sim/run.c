@@ -67,6 +67,7 @@ void sim_other_thread(void) {
         break;
     default:
         weir_loop_stop(app.loop);
+        sim.was_stopped = true;
     }
     app.is_in_thread = sim.is_other_thread = false;
 }

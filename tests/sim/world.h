@@ -248,6 +248,7 @@ typedef struct sim_world {
     bool is_polling;                 /* the loop polls busily: it may look before it sleeps */
     bool has_paused;                 /* the loop looks out before it sleeps */
     unsigned pauses;                 /* since something came, or it slept */
+    bool was_stopped;                /* by another thread, since the last enter: it does not sleep */
     bool is_calm;                    /* faults have stopped */
     bool is_other_thread;            /* who says it is calling? */
     uint8_t chance[SIM_FAULT_COUNT]; /* in 256, of this run */
