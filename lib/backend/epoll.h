@@ -54,7 +54,7 @@ typedef struct weir__epoll {
     uint32_t dry_turns;        /* in which a parked stream might have been served */
     weir__pool_buffer current; /* what is received into; data NULL: none */
     uint32_t filled;           /* of it */
-    uint64_t brought_bytes;    /* by this dispatch */
+    uint64_t brought_bytes;    /* by this dispatch, but to those that were parked */
     bool is_odd;               /* the dispatch */
     bool has_skipped;          /* the last wait did not ask the kernel: the next one does */
     bool has_no_memory;        /* for a private block; tried again at the next tick */

@@ -74,10 +74,11 @@ static bool has_overflown(const weir__uring *u) {
 static void make_room(weir__uring *u) {
     weir_pool *pool = u->group.pool;
     bool is_wanted = u->group.parked_for_blocks > 0;
-    if (is_wanted)
+    if (is_wanted) {
         weir__pool_make_room(pool);
-    if (is_wanted && weir__pool_is_crowded(pool))
-        weir__uring_group_take_back(&u->group, u->ring);
+        if (weir__pool_is_crowded(pool))
+            weir__uring_group_take_back(&u->group, u->ring);
+    }
     if (u->group.ring == NULL && !u->is_mistrusted && !weir__ring_has_cqe(u->ring) && !has_overflown(u)) {
         weir__uring_group_renew(&u->group, u->ring, u->allocator);
         if (is_wanted)

@@ -291,6 +291,24 @@ static void idle_buffers_make_room_for_a_block(void **state) {
     weir__sys_close(fd);
 }
 
+static int limited; /* the socket of o[1] */
+
+/* A small budget of which all is posted; o[0] receives from the ring, o[1] can only receive into a block. Return: what o[0] has
+ * in the kernel. */
+static script_entry *open_small(unsigned budget) {
+    limited = weir__sys_socket(AF_INET, SOCK_STREAM);
+    owners_init(o, 2);
+    rig_open(&(rig_options){ .budget = budget, .window = budget, .tuning = { .no_receive_limits = true } });
+    assert_int_equal(rig_pool_stats().buffers_posted, budget);
+    start(&o[0], 100, 0);
+    return expect_limited(100, 0, 0);
+}
+
+static void close_small(void) {
+    rig_cancel_and_close(o, 2);
+    weir__sys_close(limited);
+}
+
 /*
  * All of a small budget was posted, and all that came was for a stream that needs a block: no buffer would ever have come
  * back to make room for one, and the stream waited for ever. The buffers are taken back now. What is armed on the ring
@@ -300,22 +318,17 @@ static void posted_buffers_make_room_for_a_block(void **state) {
     (void)state;
     static const char full[BUFFER] = "full";
     for (unsigned budget = 1; budget <= 4; budget++) {
-        int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
-        owners_init(o, 2);
-        rig_open(&(rig_options){ .budget = budget, .window = budget, .tuning = { .no_receive_limits = true } });
-        assert_int_equal(rig_pool_stats().buffers_posted, budget);
-        start(&o[0], 100, 0);
-        script_entry *entry = expect_limited(100, 0, 0);
+        script_entry *entry = open_small(budget);
         script_receive(entry, "before", 6, true);
         rig_dispatch();
         told_bytes(&o[0], "before");
-        start(&o[1], fd, 1000);
-        is_readable(expect_poll(fd), "abc", 3); /* there is no room */
+        start(&o[1], limited, 1000);
+        is_readable(expect_poll(limited), "abc", 3); /* there is no room */
         told_nothing_more(&o[1]);
         assert_true(weir__pool_look_at_pressure(r.pool) < WEIR_PRESSURE_STUCK);
         for (int i = 0; i < 3; i++) {
             rig_submit();
-            is_readable(expect_poll(fd), "abc", 3);
+            is_readable(expect_poll(limited), "abc", 3);
             told_bytes(&o[1], "abc");
             assert_int_equal(rig_pool_stats().buffers_posted, budget - 1);
         }
@@ -327,9 +340,8 @@ static void posted_buffers_make_room_for_a_block(void **state) {
         }
         rig_submit();
         assert_int_equal(rig_pool_stats().buffers_posted, budget - 1);
-        (void)expect_poll(fd);
-        rig_cancel_and_close(o, 2);
-        weir__sys_close(fd);
+        (void)expect_poll(limited);
+        close_small();
     }
 }
 
@@ -346,18 +358,14 @@ static void keep_the_first_half(owner *it, const told *last) {
  */
 static void buffer_that_is_referred_to_is_not_taken_back(void **state) {
     (void)state;
-    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
-    owners_init(o, 2);
+    script_entry *entry = open_small(1);
     first_half = (weir_slice){ 0 };
     o[0].then = keep_the_first_half;
-    rig_open(&(rig_options){ .budget = 1, .window = 1, .tuning = { .no_receive_limits = true } });
-    start(&o[0], 100, 0);
-    script_entry *entry = expect_limited(100, 0, 0);
     script_receive(entry, "half", 4, true);
     rig_dispatch();
     told_bytes(&o[0], "half");
-    start(&o[1], fd, 1000);
-    is_readable(expect_poll(fd), "abc", 3);
+    start(&o[1], limited, 1000);
+    is_readable(expect_poll(limited), "abc", 3);
     told_nothing_more(&o[1]);
     assert_int_equal(weir__pool_look_at_pressure(r.pool),
                      WEIR_PRESSURE_STUCK); /* an unref helps, and nothing else */
@@ -369,23 +377,18 @@ static void buffer_that_is_referred_to_is_not_taken_back(void **state) {
     weir_slice_unref(&first_half);
     rig_turn();
     rig_submit();
-    is_readable(expect_poll(fd), "abc", 3);
+    is_readable(expect_poll(limited), "abc", 3);
     told_bytes(&o[1], "abc");
-    rig_cancel_and_close(o, 2);
-    weir__sys_close(fd);
+    close_small();
 }
 
 /* A dispatch that stops early makes no room yet: that is no reason to say that nothing goes on. */
 static void room_that_is_about_to_be_made_is_no_pressure(void **state) {
     (void)state;
-    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
-    owners_init(o, 2);
-    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
-    start(&o[0], 100, 0);
-    script_entry *entry = expect_limited(100, 0, 0);
-    start(&o[1], fd, 1000);
+    script_entry *entry = open_small(2);
+    start(&o[1], limited, 1000);
     script_set_receive("abc", 3);
-    script_complete(expect_poll(fd), POLLIN, 0);
+    script_complete(expect_poll(limited), POLLIN, 0);
     script_receive(entry, "next", 4, true);
     assert_int_equal(r.backend->verbs->dispatch(r.backend, 1), 1);
     assert_int_equal(rig_pool_stats().parked_streams, 1);
@@ -393,23 +396,18 @@ static void room_that_is_about_to_be_made_is_no_pressure(void **state) {
     rig_dispatch();
     told_bytes(&o[0], "next");
     assert_int_equal(weir__pool_look_at_pressure(r.pool), WEIR_PRESSURE_NONE);
-    rig_cancel_and_close(o, 2);
-    weir__sys_close(fd);
+    close_small();
 }
 
 /* The kernel had taken from a buffer before it gave up its ring, and the completion had no room in the queue: it is
  * looked at before buffers go round again. */
 static void completions_of_the_ring_that_was_taken_back_come_first(void **state) {
     (void)state;
-    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
-    owners_init(o, 2);
-    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
+    script_entry *entry = open_small(2);
     uint32_t first = script_published(0).id;
-    start(&o[0], 100, 0);
-    script_entry *entry = expect_limited(100, 0, 0);
-    start(&o[1], fd, 1000);
+    start(&o[1], limited, 1000);
     script_overflow(true);
-    is_readable(expect_poll(fd), "abc", 3);
+    is_readable(expect_poll(limited), "abc", 3);
     told_nothing_more(&o[1]);
     assert_int_equal(script_groups_registered(), 0);
     rig_submit();
@@ -422,29 +420,24 @@ static void completions_of_the_ring_that_was_taken_back_come_first(void **state)
     assert_int_equal(next_told(&o[0])->result, 4);
     assert_int_equal(script_groups_registered(), 1);
     rig_submit();
-    is_readable(expect_poll(fd), "abc", 3);
+    is_readable(expect_poll(limited), "abc", 3);
     told_bytes(&o[1], "abc");
     script_receive(entry, "after", 5, true);
     rig_dispatch();
     told_bytes(&o[0], "after");
-    rig_cancel_and_close(o, 2);
-    weir__sys_close(fd);
+    close_small();
 }
 
 /* Without memory for a ring blocks carry everything, and it is tried again. */
 static void ring_that_cannot_be_had_again_is_tried_again(void **state) {
     (void)state;
-    int fd = weir__sys_socket(AF_INET, SOCK_STREAM);
-    owners_init(o, 2);
-    rig_open(&(rig_options){ .budget = 2, .window = 2, .tuning = { .no_receive_limits = true } });
-    start(&o[0], 100, 0);
-    script_entry *entry = expect_limited(100, 0, 0);
-    start(&o[1], fd, 1000);
+    script_entry *entry = open_small(2);
+    start(&o[1], limited, 1000);
     script_fail(SCRIPT_BUFFERS_OPEN, -ENOMEM, 2);
-    is_readable(expect_poll(fd), "abc", 3);
+    is_readable(expect_poll(limited), "abc", 3);
     assert_int_equal(script_groups_registered(), 0);
     rig_submit();
-    is_readable(expect_poll(fd), "abc", 3);
+    is_readable(expect_poll(limited), "abc", 3);
     told_bytes(&o[1], "abc");
     assert_int_equal(script_groups_registered(), 0);
     rig_turn();
@@ -453,8 +446,7 @@ static void ring_that_cannot_be_had_again_is_tried_again(void **state) {
     script_receive(entry, "after", 5, true);
     rig_dispatch();
     told_bytes(&o[0], "after");
-    rig_cancel_and_close(o, 2);
-    weir__sys_close(fd);
+    close_small();
 }
 
 /* ---- cancelled ------------------------------------------------------------------------------------------ */
