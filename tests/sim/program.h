@@ -27,6 +27,7 @@ enum {
     MOST_EXTERNAL = 4096,
     MOST_POSTS = 1024,
     TIMER_SLACK = 1000000,
+    LEAP_NS = 10000000, /* in the calm, between two turns */
     MOST_FLUSHES = 4
 };
 

@@ -203,7 +203,7 @@ static void expect_resets_noticed(void) {
     bool is_one_left = true;
     while (is_one_left) {
         turn();
-        sim.now_ns += 10000000;
+        sim.now_ns += LEAP_NS;
         weir_pool_stats stats = { .size = sizeof stats };
         sim_require(weir_pool_get_stats(weir_loop_get_pool(app.loop), &stats) == 0, "no statistics");
         bool has_no_block = stats.parked_streams > 0 && stats.budget_bytes - stats.used_bytes < 4096;
@@ -267,7 +267,7 @@ static void calm_down(void) {
                 close_connection(c);
         }
         if (turns % 64 == 0)
-            sim.now_ns += 10000000;
+            sim.now_ns += LEAP_NS;
     }
 }
 
