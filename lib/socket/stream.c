@@ -302,6 +302,8 @@ WEIR_API int weir_stream_close(weir_stream *stream) {
     if (stream->has_ended)
         stream->reason = WEIR_CLOSE_PEER;
     set_state(stream, WEIR_STREAM_CLOSING);
+    if (stream->pipe_from != NULL)
+        weir__stream_mark(stream->pipe_from); /* its receive is to be taken back */
     if (!stream->is_connected && stream->queue.bytes == 0)
         weir__stream_fail(stream, WEIR_CLOSE_LOCAL, 0); /* nothing to send, so nobody to wait for */
     else if (stream->is_connected && !is_told_all(stream))

@@ -92,6 +92,8 @@ static WEIR__NOINLINE void broken(weir_stream *stream, int error) {
     bool is_gone = error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
     if (is_gone && weir__stream_is_reading(stream)) {
         stream->output_error = error;
+        if (stream->pipe_from != NULL)
+            weir__stream_mark(stream->pipe_from); /* its receive is to be taken back */
         weir__stream_set_deadline(stream, stream->settings->linger_timeout_ns);
     } else {
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, error);
