@@ -258,6 +258,14 @@ void weir__sendq_rewind(weir__sendq *queue, weir__range_cache *cache, const weir
     }
 }
 
+/* Drop one reference. false: a release function forked, and this is the child, where nothing more is called. */
+static bool drop(weir_block *owner, const void *by) {
+    bool may_call = owner->kind == WEIR__BLOCK_EXTERNAL;
+    uint32_t generation = may_call ? weir__pool_generation(owner->pool) : 0;
+    weir__block_unref_by(owner, by);
+    return !may_call || !weir__fork_is_child(generation);
+}
+
 void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t bytes) {
     while (bytes > 0) {
         weir__range *first = queue->first;
@@ -269,12 +277,13 @@ void weir__sendq_advance(weir__sendq *queue, weir__range_cache *cache, uint64_t 
             return;
         }
         bytes -= first->size;
-        weir__block_unref_by(take_first(queue, cache), cache->owner);
+        if (!drop(take_first(queue, cache), cache->owner))
+            return;
     }
 }
 
 void weir__sendq_clear(weir__sendq *queue, weir__range_cache *cache) {
     weir_slice slice;
-    while (weir__sendq_take(queue, cache, &slice))
-        weir__block_unref_by(slice.owner, cache->owner);
+    while (weir__sendq_take(queue, cache, &slice) && drop(slice.owner, cache->owner))
+        ;
 }

@@ -262,6 +262,8 @@ static void settle(weir__actor *actor) {
     weir_listener_ref(listener);
     if (listener->callbacks != NULL && listener->held_count > 0)
         hand_out_held(listener);
+    if (weir__loop_is_lost(listener->loop))
+        return; /* on_accept forked, and this is the child */
     bool wish = listener->callbacks != NULL && is_handing_out(listener) && listener->held_count == 0 &&
                 !weir__link_is_listed(&listener->stall.link);
     bool is_idle = weir__op_is_idle(&listener->op);

@@ -194,6 +194,8 @@ static void settle(weir__actor *actor) {
         return;
     if (!stream->has_failed)
         weir__stream_settle_input(stream);
+    if (weir__loop_is_lost(stream->loop))
+        return;
     if (stream->has_failed)
         settle_failed(stream);
     else if (stream->wants_close)

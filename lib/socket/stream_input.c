@@ -140,7 +140,11 @@ void weir__stream_settle_input(weir_stream *stream) {
     const weir__backend_verbs *verbs = stream->loop->backend->verbs;
     enum weir__op_kind wish = WEIR__OP_NONE;
     deliver_staged(stream);
+    if (weir__loop_is_lost(stream->loop))
+        return;
     tell_end(stream);
+    if (weir__loop_is_lost(stream->loop))
+        return;
     if (stream->output_error != 0 && !weir__stream_is_reading(stream))
         weir__stream_fail(stream, WEIR_CLOSE_ERROR, stream->output_error);
     if (stream->has_failed || !stream->is_connected)

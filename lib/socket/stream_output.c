@@ -171,7 +171,7 @@ void weir__stream_settle_output(weir_stream *stream) {
     }
     if (WEIR__UNLIKELY(!stream->is_open_told || stream->state == WEIR_STREAM_CONNECTING)) {
         tell_open(stream);
-        if (stream->has_failed)
+        if (stream->has_failed || weir__loop_is_lost(stream->loop))
             return;
     }
     if (stream->state == WEIR_STREAM_UNSTARTED)
