@@ -157,6 +157,28 @@ static void cross_check(weir__uring *u) {
         u->is_mistrusted = true;
 }
 
+/*
+ * A silent send that failed is in the completion queue since its submission. So when the queue is empty, those that are
+ * still silent have been taken; and while each dispatch is full, when as many completions have been taken as lay there when
+ * somebody looked. @taken: so many this dispatch took.
+ */
+static unsigned settle_silent(weir__uring *u, unsigned taken) {
+    unsigned count = 0;
+    u->settling_left -= (unsigned)weir__min_u64(taken, u->settling_left);
+    if (!weir__list_is_empty(&u->settling) && (u->settling_left == 0 || !u->has_more))
+        count += weir__uring_settle_silent(u, &u->settling);
+    bool is_all_known = !has_overflown(u) && weir__ring_unsubmitted(u->ring) == 0;
+    if (!is_all_known || weir__list_is_empty(&u->silent))
+        return count;
+    if (!u->has_more) {
+        count += weir__uring_settle_silent(u, &u->silent);
+    } else if (weir__list_is_empty(&u->settling)) {
+        weir__list_move(&u->silent, &u->settling);
+        u->settling_left = weir__ring_ready(u->ring);
+    }
+    return count;
+}
+
 static unsigned dispatch(weir__backend *backend, unsigned max) {
     weir__uring *u = weir__uring_of(backend);
     weir__link finished, *link;
@@ -171,6 +193,7 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
         if (weir__fork_is_child(generation))
             return count;
     }
+    unsigned finished_count = count;
     while (count < max && weir__ring_cqe(u->ring, &cqe)) {
         weir__uring_complete(u, &cqe);
         count++;
@@ -178,14 +201,13 @@ static unsigned dispatch(weir__backend *backend, unsigned max) {
             return count; /* a callback forked, and came back in the child: the ring is not there */
     }
     u->has_more = count >= max;
-    if (!u->has_more) {
+    if (!u->has_more)
         cross_check(u);
-        if (!weir__list_is_empty(&u->silent) && !u->is_overflown && weir__ring_unsubmitted(u->ring) == 0)
-            count += weir__uring_settle_silent(u);
-        if (weir__fork_is_child(generation))
-            return count;
-    }
-    u->has_unsettled = !weir__list_is_empty(&u->silent);
+    if (!weir__list_is_empty(&u->silent) || !weir__list_is_empty(&u->settling))
+        count += settle_silent(u, count - finished_count);
+    if (weir__fork_is_child(generation))
+        return count;
+    u->has_unsettled = !weir__list_is_empty(&u->silent) || !weir__list_is_empty(&u->settling);
     /* The reserve is for when nothing else moves: a send that completes may bring a buffer back. */
     if (WEIR__UNLIKELY(may_serve(u)) && (count == 0 || ++u->dry_turns > MOST_DRY_TURNS)) {
         u->dry_turns = 0;
@@ -364,6 +386,7 @@ int weir__uring_new(const weir_allocator *allocator, uint32_t mode, const weir__
     weir__list_init(&u->finished);
     weir__list_init(&u->doubtful);
     weir__list_init(&u->silent);
+    weir__list_init(&u->settling);
     weir__op_init(&u->wake, woken);
     if ((setup_flags & IORING_SETUP_DEFER_TASKRUN) != 0)
         u->base.features |= WEIR_FEATURE_DEFER_TASKRUN;

@@ -82,7 +82,10 @@ typedef struct weir__uring {
     weir__link finished; /* weir__op.link: FINISHED */
     weir__link doubtful; /* weir__op.link: receives, ARMED and not cancelled, that may have missed their end */
     weir__link silent;   /* weir__op.link: SILENT, in order */
-    weir__op wake;       /* a poll of the waker's eventfd */
+    weir__link
+        settling; /* weir__op.link: SILENT, and what the kernel says of them is in the next settling_left completions */
+    unsigned settling_left;
+    weir__op wake;             /* a poll of the waker's eventfd */
     weir__uring_frame *frames; /* free ones */
     bool frames_were_used;     /* since the last tick */
     uint32_t under_way;        /* operations that are not IDLE, wake included */
@@ -124,11 +127,13 @@ void weir__uring_rearm(weir__uring *u, weir__op *op);
 /* Give waiting operations to the ring while it has entries. */
 void weir__uring_submit_waiting(weir__uring *u);
 void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
-/* The kernel has taken all that was submitted, and each of its completions was looked at: silent sends that had none have
- * been taken whole. Return: how many. */
-unsigned weir__uring_settle_silent(weir__uring *u);
+/* Every completion that the silent sends of @list can have was looked at: those that had none have been taken whole.
+ * Return: how many. */
+unsigned weir__uring_settle_silent(weir__uring *u, weir__link *list);
 /* About a second has passed: look at receives that have been silent in it. */
 void weir__uring_look_again(weir__uring *u);
+/* And at those that wait for memory, if there is none: their peers may be gone. */
+void weir__uring_look_at_parked(weir__uring *u);
 /* The kernel has ended it, and it is not to be started again. */
 void weir__uring_finish(weir__uring *u, weir__op *op, int32_t result);
 /* A receive's completion; or that of the poll that it waits with. */

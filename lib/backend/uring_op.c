@@ -351,11 +351,11 @@ static WEIR__NOINLINE void sent(weir__uring *u, weir__op *op, int32_t result) {
     }
 }
 
-unsigned weir__uring_settle_silent(weir__uring *u) {
+unsigned weir__uring_settle_silent(weir__uring *u, weir__link *list) {
     unsigned count = 0;
     uint32_t generation = weir__pool_generation(u->group.pool);
     weir__link silent, *link;
-    weir__list_move(&u->silent, &silent);
+    weir__list_move(list, &silent);
     while (!weir__fork_is_child(generation) && (link = weir__list_take_first(&silent)) != NULL) {
         weir__op *op = WEIR__CONTAINER(link, weir__op, link);
         op->state = IDLE;

@@ -125,6 +125,11 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+unsigned weir__ring_ready(const weir__ring *ring) {
+    const struct io_uring_cq *cq = &ring->uring.cq;
+    return io_uring_smp_load_acquire(cq->ktail) - *cq->khead;
+}
+
 bool weir__ring_has_cqe(const weir__ring *ring) {
     const struct io_uring_cq *cq = &ring->uring.cq;
     return *cq->khead != io_uring_smp_load_acquire(cq->ktail);

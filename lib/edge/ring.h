@@ -54,6 +54,8 @@ int weir__ring_enter(weir__ring *ring, unsigned wait, uint32_t enter_flags, int6
 unsigned weir__ring_unsubmitted(const weir__ring *ring);
 /* Take the oldest completion out of the queue; false: there is none. */
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe);
+/* How many lie there? */
+unsigned weir__ring_ready(const weir__ring *ring);
 /* Is there one? */
 bool weir__ring_has_cqe(const weir__ring *ring);
 /* The IORING_SQ_* flags: is there deferred work, did completions overflow? */

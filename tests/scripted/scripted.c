@@ -385,6 +385,11 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+unsigned weir__ring_ready(const weir__ring *ring) {
+    (void)ring;
+    return script.visible_tail - script.completion_head;
+}
+
 bool weir__ring_has_cqe(const weir__ring *ring) {
     (void)ring;
     return script.completion_head != script.visible_tail;

@@ -454,6 +454,10 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
     return true;
 }
 
+unsigned weir__ring_ready(const weir__ring *ring) {
+    return ring->cq_tail - ring->cq_head;
+}
+
 bool weir__ring_has_cqe(const weir__ring *ring) {
     return ring->cq_head != ring->cq_tail;
 }
