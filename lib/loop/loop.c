@@ -150,15 +150,17 @@ static unsigned fire_timers(weir_loop *loop) {
 }
 
 /* Who hears of it may let something go: then the level is another at once, and is told, so that what is the same again in
- * the next turn is not taken for what was told already. */
+ * the next turn is not taken for what was told already. (Or may have another function hear of it: that one's turn is the
+ * next.) */
 static void tell_pressure(weir_loop *loop) {
     uint32_t level;
     while ((level = weir__pool_look_at_pressure(loop->pool)) != loop->pressure_told) {
         bool has_risen = level > loop->pressure_told;
         loop->pressure_told = level;
+        loop->is_pressure_renewed = false;
         if (loop->on_pressure != NULL && loop->phase == WEIR__PHASE_RUNNING)
             loop->on_pressure(loop, loop->pool, (int)level, loop->pressure_userdata);
-        if (!has_risen || weir__loop_is_lost(loop))
+        if (!has_risen || weir__loop_is_lost(loop) || loop->is_pressure_renewed)
             return;
     }
 }
@@ -293,6 +295,7 @@ WEIR_API int weir_loop_set_pressure(weir_loop *loop, weir_pressure_fn function, 
         return r;
     loop->on_pressure = function;
     loop->pressure_told = WEIR_PRESSURE_NONE; /* it has not heard of anything yet */
+    loop->is_pressure_renewed = true;
     loop->pressure_userdata = userdata;
     return 0;
 }

@@ -112,7 +112,10 @@ struct weir_loop {
     weir__range_cache ranges;
     weir_pressure_fn on_pressure;
     void *pressure_userdata;
-    uint32_t pressure_told; /* enum weir_pressure_level */
+    uint64_t moved_bytes;     /* received and sent when somebody last looked, */
+    int64_t moved_at;         /* and when that was another number than before */
+    uint32_t pressure_told;   /* enum weir_pressure_level */
+    bool is_pressure_renewed; /* while it was told: somebody else hears of it from now on */
 
     _Atomic(weir__post *) posts; /* a stack; weir__loop_posts_closed from the loop's close */
     _Atomic(uint32_t) is_stopping;
