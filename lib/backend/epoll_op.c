@@ -176,8 +176,8 @@ void weir__epoll_poll(weir__backend *backend, weir__op *op, int fd, unsigned eve
     weir__epoll_file *file = NULL;
     start(e, op, WEIR__OP_POLL, fd, NULL, events);
     int r = weir__epoll_file_get(e, fd, &file);
-    if (r >= 0)
-        r = weir__epoll_file_register(e, file, events, true);
+    if (r >= 0) /* errors are told in any case, and without events it would count as not registered */
+        r = weir__epoll_file_register(e, file, events != 0 ? events : EPOLLERR, true);
     if (r == -EPERM) { /* a regular file, which is always ready */
         finish_later(e, op, (int32_t)events);
     } else if (r < 0) {
