@@ -128,6 +128,7 @@ static bool is_quiet(const weir__backend *backend) {
 static void tick(weir__backend *backend) {
     weir__epoll *e = weir__epoll_of(backend);
     e->has_no_memory = false;
+    weir__epoll_look_at_parked(e);
     weir__pool_trim(e->pool);
 }
 

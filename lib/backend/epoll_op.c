@@ -410,6 +410,22 @@ bool weir__epoll_serve_parked(weir__epoll *e, bool is_private) {
     return true;
 }
 
+void weir__epoll_look_at_parked(weir__epoll *e) {
+    weir__link *link = e->parked.next;
+    if (e->parked_count == 0 || weir__epoll_has_buffer(e) || weir__epoll_has_private(e))
+        return;
+    while (link != &e->parked) {
+        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
+        link = link->next;
+        int r = weir__sys_lost(op->fd);
+        if (r < 0) {
+            weir__list_remove(&op->link);
+            weir__pool_set_parked(e->pool, --e->parked_count);
+            finish_later(e, op, r);
+        }
+    }
+}
+
 /* ---- the other operations --------------------------------------------------------------------------- */
 
 /* There is no room; or the connection is not there yet. */

@@ -246,6 +246,7 @@ static void tick(weir__backend *backend) {
         free_frames(u); /* a burst is over */
     u->frames_were_used = false;
     weir__uring_look_again(u);
+    weir__uring_look_at_parked(u);
     weir__pool_trim(u->group.pool);
 }
 

@@ -78,6 +78,26 @@ void weir__uring_look_again(weir__uring *u) {
     }
 }
 
+/*
+ * A stream that waits for memory is not read from, nor is the reset behind what it has not read; and what it holds may be
+ * what all wait for. So while nobody can be received for, their sockets are asked.
+ */
+void weir__uring_look_at_parked(weir__uring *u) {
+    bool is_dry = weir__pool_available(u->group.pool) == 0 || u->group.parked_for_blocks > 0;
+    weir__link *link = u->group.parked.next;
+    if (!is_dry || weir__uring_has_private(u))
+        return;
+    while (link != &u->group.parked) {
+        weir__op *op = WEIR__CONTAINER(link, weir__op, link);
+        link = link->next;
+        int r = weir__sys_lost(op->fd);
+        if (r < 0) {
+            weir__uring_group_unpark(&u->group, op);
+            weir__uring_finish_later(u, op, r);
+        }
+    }
+}
+
 static void bring(weir__uring *u, weir__op *op, const weir__completion *completion) {
     u->base.stats.slices++;
     u->base.stats.bytes_in += (uint64_t)completion->result;

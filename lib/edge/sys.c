@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <net/if.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -141,6 +142,15 @@ int weir__sys_unsent(int fd) {
 int weir__sys_peek(int fd) {
     char byte;
     CALL(recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT));
+}
+
+int weir__sys_lost(int fd) {
+    struct pollfd asked = { .fd = fd };
+    int error = 0, saved = errno;
+    bool is_lost = poll(&asked, 1, 0) > 0 && (asked.revents & POLLERR) != 0;
+    errno = saved;
+    /* Without that SO_ERROR may be a router's complaint, which TCP lives through. */
+    return is_lost && weir__sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error) >= 0 ? -error : 0;
 }
 
 int weir__sys_close(int fd) {

@@ -31,6 +31,7 @@ int weir__sys_send_vectors(int fd, const struct iovec *vectors, size_t count); /
 int weir__sys_accept(int fd);
 int weir__sys_unsent(int fd); /* bytes of ours that the peer has not taken (Unix) or acknowledged (TCP) */
 int weir__sys_peek(int fd);   /* 1: bytes are waiting; 0: the peer has ended; -EAGAIN: neither */
+int weir__sys_lost(int fd);   /* 0; -errno: what broke the connection, also if bytes are waiting; told once */
 
 /* Readiness. */
 int weir__sys_epoll(void);

@@ -67,7 +67,7 @@ static struct {
     uint64_t blocked;       /* 1 << number - 1 */
     unsigned raised[65];    /* by number */
     unsigned fd_count;
-    int peek, unsent, backlog, receive_result, socket_error, peer;
+    int peek, lost, unsent, backlog, receive_result, socket_error, peer;
     const uint8_t *receive_data;
     unsigned peeks, receives, connects, shutdowns, unsent_asked;
     _Atomic(unsigned) signals, mappings;
@@ -706,6 +706,10 @@ unsigned script_peeks(void) {
     return script.peeks;
 }
 
+void script_set_lost(int error) {
+    script.lost = error;
+}
+
 void script_set_unsent(int bytes) {
     script.unsent = bytes;
 }
@@ -747,6 +751,11 @@ int weir__sys_peek(int fd) {
     (void)fd;
     script.peeks++;
     return script.peek;
+}
+
+int weir__sys_lost(int fd) {
+    int r = script_check_fd(fd);
+    return r < 0 ? r : script.lost;
 }
 
 int weir__sys_close(int fd) {

@@ -196,6 +196,8 @@ void script_set_receive(const void *data, int result);
 unsigned script_receives(void); /* how often it was called */
 void script_set_peek(int result);
 unsigned script_peeks(void);
+/* What broke every connection: 0, or -errno. */
+void script_set_lost(int error);
 /* What every socket says that its peer has not taken yet; at first 0. */
 void script_set_unsent(int bytes);
 unsigned script_unsent_asked(void); /* how often that was */

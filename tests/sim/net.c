@@ -432,6 +432,12 @@ int weir__sys_peek(int fd) {
     return socket->has_error && !socket->ended_first ? sim_take_error(socket) : socket->has_ended ? 0 : -EAGAIN;
 }
 
+int weir__sys_lost(int fd) {
+    sim_socket *socket = sim_socket_of(fd);
+    sim_require(socket != NULL && socket->kind == SIM_STREAM, "a look at descriptor %d, which is no stream", fd);
+    return socket->has_error ? sim_take_error(socket) : 0;
+}
+
 int weir__sys_close(int fd) {
     sim_socket *socket = sim_socket_of(fd);
     sim_require(socket != NULL, "descriptor %d was closed, which is not open", fd);
