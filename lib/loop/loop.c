@@ -178,6 +178,15 @@ int weir__loop_sleep(weir_loop *loop, int64_t sleep_ns) {
     return r;
 }
 
+int64_t weir__loop_moved_at(weir_loop *loop) {
+    uint64_t bytes = loop->bytes_out + loop->backend->stats.bytes_in;
+    if (bytes != loop->moved_bytes) {
+        loop->moved_bytes = bytes;
+        loop->moved_at = loop->now;
+    }
+    return loop->moved_at;
+}
+
 /* One turn. Return: how much happened; -errno; -ECHILD: a callback forked, and this is the child. */
 static int turn(weir_loop *loop, int64_t timeout_ns) {
     const weir__backend_verbs *verbs = loop->backend->verbs;
@@ -210,6 +219,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     if (loop->now - loop->ticked >= TICK_NS) {
         loop->ticked = loop->now;
         verbs->tick(loop->backend);
+        (void)weir__loop_moved_at(loop); /* no later than a second after it */
         weir__range_cache_trim(&loop->ranges);
     }
     return r < 0 ? r : (int)(count < INT32_MAX ? count : INT32_MAX);

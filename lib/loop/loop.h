@@ -156,6 +156,9 @@ int weir__loop_sleep(weir_loop *loop, int64_t sleep_ns);
 /* Likewise, but look out for what comes first, where that is likely to pay. */
 int weir__loop_spin(weir_loop *loop, int64_t sleep_ns);
 
+/* When did bytes last come or go, on any of its streams? Or up to a second later. */
+int64_t weir__loop_moved_at(weir_loop *loop);
+
 /* Nothing is open that would keep run going. */
 bool weir__loop_is_idle(const weir_loop *loop);
 /* A sentence for the caller, cut to its room. */

@@ -72,13 +72,14 @@ struct weir_stream {
     bool is_open_told : 1; /* on_open was called, or is not due */
     bool has_ended : 1;    /* the peer sends no more */
     bool is_end_told : 1;
-    bool is_shut : 1;        /* our half is ended */
-    bool is_reset : 1;       /* what is under way is being taken back, since it failed */
-    bool is_cut : 1;         /* and the connection is cut off, so that closing does not look like an end */
-    bool is_disowned : 1;    /* unstarted, and its owner will not start it: no on_close is owed */
-    bool is_write_timed : 1; /* the timeout looks at progress_at */
-    bool is_limited : 1;     /* the receive under way ends by itself when it has brought so much */
-    bool is_end_passed : 1;  /* its peer's end was passed on by the pipe */
+    bool is_shut : 1;           /* our half is ended */
+    bool is_reset : 1;          /* what is under way is being taken back, since it failed */
+    bool is_cut : 1;            /* and the connection is cut off, so that closing does not look like an end */
+    bool is_disowned : 1;       /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_write_timed : 1;    /* the timeout looks at progress_at */
+    bool is_limited : 1;        /* the receive under way ends by itself when it has brought so much */
+    bool is_end_passed : 1;     /* its peer's end was passed on by the pipe */
+    bool is_idle_looked_at : 1; /* it is idle, unless its peer takes some of what the kernel had at sampled_at */
 
     uint64_t credit; /* bytes that may still be delivered; UINT64_MAX: any number */
     uint64_t bytes_in, bytes_out, bytes_copied, bytes_piped, slices, queue_peak_bytes;

@@ -13,10 +13,27 @@ static int64_t later(int64_t from, int64_t delay_ns) {
     return delay_ns < 0 || delay_ns > INT64_MAX - from ? INT64_MAX : from + delay_ns;
 }
 
+static int64_t max_time(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* When did something last happen on it, or on a stream that it is piped to, or from? */
+static int64_t last_active(const weir_stream *stream) {
+    int64_t at = stream->active_at;
+    if (stream->pipe_to != NULL)
+        at = max_time(at, stream->pipe_to->active_at);
+    if (stream->pipe_from != NULL)
+        at = max_time(at, stream->pipe_from->active_at);
+    return at;
+}
+
 static int64_t idle_due(const weir_stream *stream) {
+    int64_t timeout_ns = stream->settings->idle_timeout_ns, at = last_active(stream);
     if (stream->state != WEIR_STREAM_OPEN || stream->held_at != 0)
         return INT64_MAX;
-    return later(stream->active_at, stream->settings->idle_timeout_ns);
+    int64_t due = later(at, timeout_ns);
+    bool is_looked_at = stream->is_idle_looked_at && stream->sampled_at > at;
+    return is_looked_at ? max_time(due, later(stream->sampled_at, timeout_ns / 2)) : due;
 }
 
 /*
@@ -131,9 +148,56 @@ static void write_passed(weir_stream *stream) {
     int before = stream->unsent_bytes;
     sample(stream);
     if (stream->unsent_bytes < before)
-        stream->progress_at = stream->sampled_at;
+        stream->progress_at = stream->active_at = stream->sampled_at;
     else
         weir__stream_fail(stream, WEIR_CLOSE_WRITE, -ETIMEDOUT);
+}
+
+enum look { NOTHING, TAKES, TOO_EARLY };
+
+/* Does the peer take what the kernel has for it? That is known when half of the timeout lies between two looks. */
+static enum look look(weir_stream *stream, int64_t timeout_ns) {
+    int64_t now = weir__loop_now(stream->loop);
+    bool is_known = stream->sampled_at > stream->active_at;
+    int unsent = stream->fd >= 0 ? weir__sys_unsent(stream->fd) : 0;
+    if (is_known && unsent < stream->unsent_bytes) {
+        sample(stream);
+        stream->progress_at = stream->active_at = now;
+        return TAKES;
+    }
+    if (unsent <= 0 || (is_known && now - stream->sampled_at >= timeout_ns / 2))
+        return NOTHING;
+    if (!is_known)
+        sample(stream);
+    return TOO_EARLY;
+}
+
+/*
+ * Nothing was received, and the kernel has taken nothing: but it may have megabytes left that the peer takes all the time.
+ * And on a pipe one end may have said all, and wait while the other's peer takes it. Who waits for our memory is not idle,
+ * either, unless nothing moves in all of the loop: then its streams hold all that there is, and may be given up.
+ */
+static void idle_passed(weir_stream *stream) {
+    weir_stream *const ends[] = { stream, stream->pipe_to, stream->pipe_from };
+    const weir__backend_verbs *verbs = stream->loop->backend->verbs;
+    int64_t timeout_ns = stream->settings->idle_timeout_ns, now = weir__loop_now(stream->loop);
+    int64_t active_at = stream->active_at;
+    bool is_early = false;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (ends[i] == NULL)
+            continue;
+        if (verbs->is_starved(&ends[i]->in))
+            active_at = max_time(active_at, weir__loop_moved_at(stream->loop));
+        enum look found = look(ends[i], timeout_ns);
+        active_at = found == TAKES ? now : active_at;
+        is_early |= found == TOO_EARLY;
+    }
+    stream->active_at = active_at;
+    stream->is_idle_looked_at = is_early; /* then we come again half of the timeout after that look */
+    if (is_early && later(stream->sampled_at, timeout_ns / 2) <= now)
+        sample(stream);
+    if (idle_due(stream) <= now)
+        weir__stream_fail(stream, WEIR_CLOSE_IDLE, -ETIMEDOUT);
 }
 
 void weir__stream_timed_out(weir__timeout *timeout) {
@@ -143,12 +207,8 @@ void weir__stream_timed_out(weir__timeout *timeout) {
         deadline_passed(stream);
     if (write_due(stream) <= now)
         write_passed(stream);
-    if (idle_due(stream) <= now) {
-        if (stream->loop->backend->verbs->is_starved(&stream->in))
-            stream->active_at = now; /* it has waited for us */
-        else
-            weir__stream_fail(stream, WEIR_CLOSE_IDLE, -ETIMEDOUT);
-    }
+    if (idle_due(stream) <= now)
+        idle_passed(stream);
     if (!stream->has_failed)
         weir__stream_schedule(stream);
 }

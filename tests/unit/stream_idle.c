@@ -185,11 +185,140 @@ static void a_stream_that_waits_for_memory_is_not_idle(void **state) {
     assert_false(stream->has_failed);
     script_advance_ns(1);
     f.loop->now = weir__sys_now();
+    f.loop->bytes_out++; /* others go on, so there will be memory */
     weir__stream_timed_out(&stream->timeout);
     assert_false(stream->has_failed);
     begin = weir__sys_now();
     turns();
     ends_at(timeout_ns, WEIR_CLOSE_IDLE);
+}
+
+static struct {
+    weir_slice slices[64];
+    unsigned count;
+} held;
+
+static void hoard(weir_stream *stream, const weir_slice *slice, void *userdata) {
+    (void)stream, (void)userdata;
+    weir_slice_ref(slice, &held.slices[held.count++]);
+}
+
+/* All the memory that there is: what another stream has received, and blocks. */
+static void hold_all(void) {
+    static const weir_stream_options never = { .size = sizeof never };
+    static const weir_stream_callbacks hoards = { .size = sizeof hoards, .on_data = hoard };
+    static const char page[4096];
+    weir_pool *pool = weir_loop_get_pool(f.loop);
+    uint8_t *data;
+    int fd;
+    test_ok(weir_stream_start(adopt_unstarted(&never, &fd), &hoards, NULL));
+    turns();
+    while (weir__pool_available(pool) > 0) {
+        script_receive(live_receive(fd), page, sizeof page, true);
+        turns();
+    }
+    for (size_t size = 3000; size > 0; size /= 2)
+        while (weir_slice_new(pool, size, &data, &held.slices[held.count]) == 0)
+            held.count++;
+}
+
+static void let_go(void) {
+    while (held.count > 0)
+        weir_slice_unref(&held.slices[--held.count]);
+}
+
+/* When nothing moves in all of the loop, its streams hold all the memory that there is, half messages in chains, say, and
+ * wait for more of it. They counted as not idle, whoever they were, and the loop stood still for ever. */
+static void who_waits_for_memory_is_idle_when_nothing_moves_at_all(void **state) {
+    (void)state;
+    int fd;
+    weir_stream *stream = adopt(&idles, &fd);
+    hold_all();
+    go_to(40 * ms);
+    script_complete(live_receive(fd), -ENOBUFS, 0);
+    turns();
+    assert_true(f.loop->backend->verbs->is_starved(&stream->in));
+    go_to(60 * ms);
+    f.loop->bytes_out++;
+    ends_at(2 * timeout_ns,
+            WEIR_CLOSE_IDLE); /* looked at when it was due: something had moved since it was last */
+    let_go();
+}
+
+/* A reset lies behind what it has no memory to read, and what it holds may be what all wait for. */
+static void a_reset_of_who_waits_for_memory_is_noticed_when_there_is_none(void **state) {
+    (void)state;
+    const weir_stream_options never = { .size = sizeof never };
+    int fd;
+    weir_stream *stream = adopt(&never, &fd);
+    hold_all();
+    script_complete(live_receive(fd), -ENOBUFS, 0);
+    turns();
+    assert_true(f.loop->backend->verbs->is_starved(&stream->in));
+    go_to(3000 * ms);
+    assert_int_equal(told.closes, 0);
+    script_set_lost(-ECONNRESET);
+    go_to(4500 * ms);
+    assert_int_equal(told.closes, 1);
+    assert_int_equal(told.reason, WEIR_CLOSE_ERROR);
+    assert_int_equal(told.error, -ECONNRESET);
+    let_go();
+}
+
+/* The kernel may have megabytes left when it has taken all of a queue, and the peer may read them all the time. */
+static void a_peer_that_takes_what_the_kernel_has_is_not_idle(void **state) {
+    (void)state;
+    int fd;
+    weir_stream *stream = adopt(&idles, &fd);
+    write_some(stream, 100);
+    take(fd, 100);
+    for (int i = 1; i <= 5; i++) { /* looked at when it is due, and again half of the timeout later */
+        script_set_unsent(5000 - i);
+        go_to((i - 1) * 150 * ms + 120 * ms);
+        script_set_unsent(4999 - i);
+        go_to(i * 150 * ms);
+        assert_int_equal(told.closes, 0);
+    }
+    ends_at(5 * 150 * ms + 150 * ms, WEIR_CLOSE_IDLE);
+}
+
+static void a_peer_that_takes_nothing_of_the_kernels_is_idle(void **state) {
+    (void)state;
+    int fd;
+    weir_stream *stream = adopt(&idles, &fd);
+    write_some(stream, 100);
+    take(fd, 100);
+    script_set_unsent(5000);
+    ends_at(150 * ms, WEIR_CLOSE_IDLE);
+}
+
+/* It has said all that it has to say, and the other end's peer takes it slowly: the pipe was cut, and the rest lost. */
+static void the_end_of_a_pipe_is_as_busy_as_the_other(void **state) {
+    (void)state;
+    const weir_stream_options never = { .size = sizeof never };
+    for (int is_source = 0; is_source <= 1; is_source++) {
+        int idle_fd, other_fd;
+        memset(&told, 0, sizeof told);
+        weir_stream *other = adopt(&never, &other_fd), *idle = adopt(&idles, &idle_fd);
+        test_ok(is_source ? weir_stream_pipe(idle, other) : weir_stream_pipe(other, idle));
+        turns();
+        write_some(other, 1000);
+        for (int i = 1; i <= 5; i++) {
+            go_to(i * 90 * ms);
+            take(other_fd, 100);
+        }
+        assert_int_equal(told.closes, 0);
+        script_set_unsent(5000); /* now the kernel alone has something for either peer */
+        go_to((450 + 120) * ms);
+        script_set_unsent(4000);
+        go_to((450 + 160) * ms);
+        assert_int_equal(told.closes, 0);
+        script_set_unsent(0);
+        go_to(2000 * ms);
+        assert_int_equal(told.reason, WEIR_CLOSE_PIPE);
+        assert_int_equal(told.error, -ETIMEDOUT);
+        assert_int_equal(told.closes, 2);
+    }
 }
 
 static void the_idle_time_begins_with_the_start(void **state) {
@@ -247,6 +376,13 @@ int main(void) {
         time_test(a_stream_is_held_back_from_the_byte_on_that_used_its_grant_up),
         time_test(a_stream_that_nobody_listens_to_is_not_idle),
         cmocka_unit_test_setup_teardown(a_stream_that_waits_for_memory_is_not_idle, setup_small, teardown),
+        cmocka_unit_test_setup_teardown(who_waits_for_memory_is_idle_when_nothing_moves_at_all, setup_small,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(a_reset_of_who_waits_for_memory_is_noticed_when_there_is_none, setup_small,
+                                        teardown),
+        time_test(a_peer_that_takes_what_the_kernel_has_is_not_idle),
+        time_test(a_peer_that_takes_nothing_of_the_kernels_is_idle),
+        time_test(the_end_of_a_pipe_is_as_busy_as_the_other),
         time_test(the_idle_time_begins_with_the_start),
         time_test(a_stream_that_connects_is_not_idle),
         time_test(a_stream_that_closes_has_the_linger_timeout_alone),
