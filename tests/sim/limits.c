@@ -88,6 +88,13 @@ static int64_t last_activity(const connection *c) {
     return later(c->opened_at, later(c->ours->sent_at, c->ours->brought_at));
 }
 
+/* Who is piped is as busy as the other end. */
+static int64_t last_of_pipe(const connection *c) {
+    int64_t at = last_activity(c);
+    at = c->pipe_to != NULL ? later(at, last_activity(c->pipe_to)) : at;
+    return c->pipe_from != NULL ? later(at, last_activity(c->pipe_from)) : at;
+}
+
 static int64_t last_progress(const connection *c) {
     return later(later(c->opened_at, c->ours->sent_at), later(c->peer_took_at, c->queue_began));
 }
@@ -97,13 +104,14 @@ static void note_failure(connection *c) {
     if (c->failed_at != 0 || !c->stream->has_failed)
         return;
     c->failed_at = sim.now_ns;
-    c->active_before = last_activity(c);
+    c->active_before = last_of_pipe(c);
     c->progress_before = last_progress(c);
     c->taken_before = c->peer_took_at;
 }
 
 void check_idle(const connection *c) {
-    int64_t active = c->failed_at != 0 ? c->active_before : last_activity(c);
+    int64_t active = c->failed_at != 0 ? c->active_before : last_of_pipe(c);
+    int64_t took_at = c->failed_at != 0 ? c->taken_before : c->peer_took_at;
     int64_t passed = (c->failed_at != 0 ? c->failed_at : sim.now_ns) - active;
     if (c->held_from >= active && c->held_until > c->held_from)
         passed -= c->held_until - c->held_from;
@@ -113,6 +121,12 @@ void check_idle(const connection *c) {
     sim_require(c->idle_ns > 0 && (app.max_turn_events > 0 || sim.events[SIM_EVENT_OVERFLOW] > 0 ||
                                    passed + 2 * TIMER_SLACK >= c->idle_ns),
                 "connection %llu: idle for %.3f ms only", (unsigned long long)c->number, (double)passed / 1e6);
+    /* With something for its peer in the kernel it is looked at twice. */
+    int64_t at = c->failed_at != 0 ? c->failed_at : sim.now_ns;
+    sim_require(c->peer_took >= c->ours->sent || app.max_turn_events > 0 ||
+                    at - took_at + 2 * TIMER_SLACK + (sim.is_calm ? LEAP_NS : 0) >= c->idle_ns / 2,
+                "connection %llu: an idle timeout, and its peer took something %.3f ms ago",
+                (unsigned long long)c->number, (double)(at - took_at) / 1e6);
     sim_require(!c->is_held_back || sim.now_ns - c->held_from < 20 * TIMER_SLACK,
                 "connection %llu: an idle timeout of a stream that is held back", (unsigned long long)c->number);
 }
@@ -139,13 +153,14 @@ static void check_times(connection *c, bool is_memory_short) {
     note_failure(c);
     if (is_memory_short)
         c->waited_at = sim.now_ns;
-    if (c->is_held_back || c->pipe_to != NULL || c->callbacks->on_data == NULL)
-        c->rested_at = sim.now_ns; /* or it may have: what is behind the pipe was full, or nobody wants data */
+    if (c->is_held_back || c->pipe_to != NULL || c->pipe_from != NULL || c->callbacks->on_data == NULL)
+        c->rested_at = sim.now_ns; /* or it may have: what is behind the pipe was full or busy, or nobody wants data */
     if (c->is_closing || stream->has_failed || weir_stream_get_state(stream) != WEIR_STREAM_OPEN)
         return;
     int64_t active = later(later(last_activity(c), c->waited_at), later(c->rested_at, c->held_until));
     int64_t progress = later(later(last_progress(c), c->piped_at), later(c->waited_at, c->uncorked_at));
-    bool is_idle = c->idle_ns > 0 && sim.now_ns - active >= c->idle_ns + LATEST;
+    active = later(active, c->peer_took_at); /* what the kernel had; that is found out half of the time later */
+    bool is_idle = c->idle_ns > 0 && sim.now_ns - active >= 2 * c->idle_ns + LATEST;
     bool is_stuck = c->write_ns > 0 && stream->queue.bytes > 0 && !c->is_corked &&
                     sim.now_ns - progress >= c->write_ns + LATEST;
     c->overdue = is_idle || is_stuck ? c->overdue + 1 : 0;
