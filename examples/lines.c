@@ -110,10 +110,13 @@ static void on_accept(weir_listener *listener, weir_stream *stream, void *userda
 static const weir_listener_callbacks accepting = { .size = sizeof accepting, .on_accept = on_accept };
 
 int main(int argc, char **argv) {
+    /* Who sends half a message and no more holds memory that others wait for. */
+    const weir_stream_options each = { .size = sizeof each, .idle_timeout_ns = INT64_C(60000000000) };
+    const weir_listener_options options = { .size = sizeof options, .stream = &each };
     weir_loop *loop = NULL;
     weir_listener *listener = NULL;
     int r = weir_loop_new(NULL, &loop);
-    r = r < 0 ? r : weir_listener_open(loop, argc > 1 ? argv[1] : "127.0.0.1:7003", NULL, &listener);
+    r = r < 0 ? r : weir_listener_open(loop, argc > 1 ? argv[1] : "127.0.0.1:7003", &options, &listener);
     r = r < 0 ? r : weir_listener_start(listener, &accepting, NULL);
     r = r < 0 ? r : weir_loop_run(loop);
     if (r < 0)

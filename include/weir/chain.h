@@ -30,7 +30,9 @@ extern "C" {
  * @ret_chain:   the chain
  *
  * The limit has to have room for the longest message and, behind its last byte, for what came with it: add the pool's
- * buffer_bytes, since no slice of a stream is larger.
+ * buffer_bytes, since no slice of a stream is larger. What all chains hold is the budget's: as many streams as may be open
+ * with a message each that does not come to its end can take all of it (WEIR_PRESSURE_STUCK), so have an idle timeout, or
+ * end the one that holds most when that is told.
  *
  * Ownership: @ret_chain is yours: the last unref ends it.
  * Context:   loop's thread; no callback.

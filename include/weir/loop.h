@@ -217,7 +217,9 @@ typedef void (*weir_pressure_fn)(weir_loop *loop, weir_pool *pool, int level, vo
  * @function: called at the end of a turn whose level differs from the last one told; NULL: nobody any more
  *
  * The numbers are weir_pool_get_stats()'s. What helps is to drop slices that are held, to close streams that hold many,
- * or to stop accepting; weir does none of it by itself.
+ * or to stop accepting. At WEIR_PRESSURE_STUCK streams wait for what they, or others, hold themselves, half messages in
+ * chains, say: who ends the one that holds most lets all the others go on. weir does none of that by itself; it notices
+ * resets, and lets idle timeouts run, also of streams that wait for memory.
  *
  * Context:   loop's thread; @function is called in a turn and may do what a callback may.
  * Return:    0; -EINVAL: no loop; -EPERM; -ECHILD.

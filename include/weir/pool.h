@@ -29,7 +29,8 @@ enum weir_pressure_level {
     WEIR_PRESSURE_NONE = 0,
     WEIR_PRESSURE_HIGH = 1,   /* three quarters of the budget are used; nothing waits yet */
     WEIR_PRESSURE_PARKED = 2, /* all buffers are held by slices; streams wait, and the reserve carries them */
-    WEIR_PRESSURE_STUCK = 3   /* the reserve is spent, too: only an unref or a send can go on */
+    WEIR_PRESSURE_STUCK =
+        3 /* the reserve is spent, too: only an unref, a send or an end of a stream lets others go on */
 };
 
 /*

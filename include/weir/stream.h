@@ -36,8 +36,8 @@ enum weir_close_reason {
     WEIR_CLOSE_ABORT = 3,   /* weir_stream_abort */
     WEIR_CLOSE_ERROR = 4,   /* error says which */
     WEIR_CLOSE_CONNECT = 5, /* never connected; error says why (-ETIMEDOUT, -ECONNREFUSED, ...) */
-    WEIR_CLOSE_IDLE = 6,    /* the idle timeout */
-    WEIR_CLOSE_WRITE = 7,   /* the write timeout: the peer takes nothing of what is queued */
+    WEIR_CLOSE_IDLE = 6,    /* the idle timeout: reset */
+    WEIR_CLOSE_WRITE = 7,   /* the write timeout: the peer takes nothing of what is queued; reset */
     WEIR_CLOSE_LINGER = 8,  /* weir_stream_close, and the peer did not end in time: reset */
     WEIR_CLOSE_PIPE = 9,    /* the other end of its pipe failed; error is that one's */
     WEIR_CLOSE_DRAIN = 10,  /* weir_loop_drain's grace is over */
@@ -79,9 +79,10 @@ typedef struct weir_stream_options {
     uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB, at most half of the limit */
     uint64_t queue_low_bytes;   /* on_drain; default a quarter of high */
     int64_t connect_timeout_ns; /* default 30 s */
-    int64_t
-        idle_timeout_ns; /* nothing read and nothing taken of what is written; stands still while reading is held
-                                   back: paused, not granted, a full pipe, no memory; default none */
+    /* Nothing is received, and the peer takes nothing of what is sent (that is found out half of the timeout later, if
+     * something is under way when it is over); for what is piped, at neither end. It stands still while reading is held back:
+     * paused, not granted, a full pipe, no memory though others go on. Then the stream is reset. Default none. */
+    int64_t idle_timeout_ns;
     int64_t write_timeout_ns;  /* something is queued, and the peer takes nothing; default 60 s */
     int64_t linger_timeout_ns; /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */
 } weir_stream_options;
@@ -102,7 +103,7 @@ typedef struct weir_stream_stats {
 /**
  * weir_stream_dial() - begin to connect
  * @loop:       the loop
- * @address:    numeric: 127.0.0.1:80, [::1]:80, [fe80::1%eth0]:80, unix:/path, unix:@abstract
+ * @address:    numeric, no names: 127.0.0.1:80, [::1]:80, [fe80::1%eth0]:80, unix:/path, unix:@abstract
  * @options:    NULL for the defaults
  * @ret_stream: the stream; start it in this turn or later, on_open or on_close follows the start
  *
@@ -215,10 +216,12 @@ enum weir_write_result {
  * fine and does nothing (but write_external's, which would have nothing to release).
  *
  * Context:   loop's thread, from when the stream exists; no callback.
- * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: above the queue's limit or the pool's budget (if anything is
- *            queued, on_drain will say when to try again); -EPIPE: shut down, closing or closed, or an earlier send
- *            has failed (on_close will say how; what the peer sent before comes first); -EINVAL: no data; -ENOMEM;
- *            -EPERM; -ECHILD. On failure nothing was queued, and the stream goes on.
+ * Return:    WEIR_WRITE_OK; WEIR_WRITE_FULL; -ENOBUFS: with what is queued it is above the queue's limit, or there is
+ *            no room in the pool's budget (if anything is queued here, on_drain will say when to try again; else a
+ *            lower level of weir_loop_set_pressure()); -EMSGSIZE: above the queue's limit by itself, so never;
+ *            -EPIPE: shut down, closing or closed, or an earlier send has failed (on_close will say how; what the peer
+ *            sent before comes first); -EINVAL: no data; -ENOMEM; -EPERM; -ECHILD. On failure nothing was queued, and
+ *            the stream goes on.
  * Since:     0.1
  */
 WEIR_API WEIR_MUST_CHECK int weir_stream_write(weir_stream *stream, const void *data, size_t size);

@@ -27,7 +27,9 @@ static int check_write(weir_stream *stream, uint64_t size, uint32_t count) {
         stream->state >= WEIR_STREAM_CLOSING)
         return -EPIPE;
     uint64_t limit = stream->settings->queue_limit_bytes;
-    if (size > limit || stream->queue.bytes > limit - size ||
+    if (size > limit)
+        return -EMSGSIZE; /* also with an empty queue: who waited for a drain would wait for ever */
+    if (stream->queue.bytes > limit - size ||
         (uint64_t)stream->queue.count + count > stream->settings->most_ranges)
         return refused(stream, -ENOBUFS);
     return 0;

@@ -75,16 +75,17 @@ static void a_write_refused_by_the_budget_is_followed_by_a_drain_while_something
     test_close(&f);
 }
 
-/* There is nothing whose sending could be told. */
-static void a_refused_write_with_nothing_queued_owes_no_drain(void **state) {
+/* It was -ENOBUFS, and who waited for a drain to try it again waited for ever. */
+static void a_write_larger_than_the_limit_owes_no_drain(void **state) {
     test_fixture *f = *state;
     const weir_stream_options options = { .size = sizeof options, .queue_limit_bytes = 10000 };
     static witness w;
     int peer = witness_pair(f, &w, false, &options);
-    assert_int_equal(weir_stream_write(w.stream, many, 10001), -ENOBUFS);
+    assert_int_equal(weir_stream_write(w.stream, many, 10001), -EMSGSIZE);
     run_turns(f, 3);
     assert_int_equal(w.drains, 0);
     assert_int_equal(weir_stream_write(w.stream, many, 5000), WEIR_WRITE_OK);
+    assert_int_equal(weir_stream_write(w.stream, many, 10001), -EMSGSIZE);
     drink(f, peer, 5000);
     run_until(f, weir_stream_get_queued(w.stream) == 0);
     run_turns(f, 3);
@@ -186,7 +187,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         loop_test(a_refused_write_is_followed_by_a_drain_while_something_is_queued),
         cmocka_unit_test(a_write_refused_by_the_budget_is_followed_by_a_drain_while_something_is_queued),
-        loop_test(a_refused_write_with_nothing_queued_owes_no_drain),
+        loop_test(a_write_larger_than_the_limit_owes_no_drain),
         loop_test(full_is_said_before_a_refusal_also_with_a_small_limit),
         loop_test(full_is_said_of_the_number_of_tiny_writes_before_they_are_refused),
         loop_test(a_loop_sleeps_while_a_peer_that_has_ended_does_not_read),

@@ -191,7 +191,7 @@ static void what_is_above_the_limit_is_refused_with_nothing_changed(void **state
     weir_slice slice, uncounted = { many, 1, NULL };
     int peer = witness_pair(f, &w, false, &marks);
     test_ok(weir_slice_copy(weir_loop_get_pool(f->loop), "abc", 3, &slice));
-    assert_int_equal(weir_stream_write(w.stream, many, 10001), -ENOBUFS);
+    assert_int_equal(weir_stream_write(w.stream, many, 10001), -EMSGSIZE);
     assert_int_equal(queued(&w), 0);
     assert_int_equal(weir_stream_write(w.stream, many, 9999), WEIR_WRITE_FULL);
     assert_int_equal(weir_stream_write(w.stream, many, 2), -ENOBUFS);
@@ -200,8 +200,8 @@ static void what_is_above_the_limit_is_refused_with_nothing_changed(void **state
     assert_int_equal(queued(&w), 9999);
     assert_int_equal(weir_stream_write(w.stream, many, 1), WEIR_WRITE_FULL); /* exactly the limit */
     assert_int_equal(weir_stream_write_slice(w.stream, &uncounted), -ENOBUFS);
-    assert_int_equal(weir_stream_write(w.stream, many, SIZE_MAX), -ENOBUFS);
-    assert_int_equal(weir_stream_write_external(w.stream, many, SIZE_MAX, lent_release, &releases), -ENOBUFS);
+    assert_int_equal(weir_stream_write(w.stream, many, SIZE_MAX), -EMSGSIZE);
+    assert_int_equal(weir_stream_write_external(w.stream, many, SIZE_MAX, lent_release, &releases), -EMSGSIZE);
     assert_int_equal(slice.size, 3);
     assert_int_equal(weir_stream_get_state(w.stream), WEIR_STREAM_OPEN);
     collect(f, peer, many, 10000);
@@ -482,7 +482,7 @@ static void refused_memory_is_never_released(void **state) {
     static witness w;
     lent it = { 0 };
     int peer = witness_pair(f, &w, false, &marks);
-    assert_int_equal(weir_stream_write_external(w.stream, lots, 10001, lent_release, &it), -ENOBUFS);
+    assert_int_equal(weir_stream_write_external(w.stream, lots, 10001, lent_release, &it), -EMSGSIZE);
     test_ok(weir_stream_shutdown(w.stream));
     assert_int_equal(weir_stream_write_external(w.stream, lots, 1, lent_release, &it), -EPIPE);
     weir_stream *kept = weir_stream_ref(w.stream);

@@ -72,7 +72,7 @@ static void a_write_beyond_the_limit_is_refused_and_owed_a_drain(void **state) {
     voice p = { .name = "p", .seed = 2 };
     test_fill(2, 0, data, LARGE);
     int peer = narrow_pair(w, &a, true, &options);
-    assert_int_equal(weir_stream_write(a.stream, data, (1 << 20) + 1), -ENOBUFS);
+    assert_int_equal(weir_stream_write(a.stream, data, (1 << 20) + 1), -EMSGSIZE);
     turns(w, 3);
     told(w, ""); /* nothing is queued: no drain is owed */
     assert_int_equal(weir_stream_write(a.stream, data, 1 << 20), WEIR_WRITE_OK);

@@ -72,7 +72,10 @@ static bool took_these(connection *to, int r, uint64_t seed, uint64_t position, 
         to->is_cork_lifted = to->is_cork_lifted || r == WEIR_WRITE_FULL;
         return true;
     }
-    sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE, "a write said %s", weir_error_name(r));
+    sim_require(r == -ENOBUFS || r == -ENOMEM || r == -EPIPE || r == -EMSGSIZE, "a write said %s",
+                weir_error_name(r));
+    sim_require(r == -EPIPE || (r == -EMSGSIZE) == (size > (uint64_t)to->options[WEIR_OPTION_QUEUE_LIMIT_BYTES]),
+                "a write of %zu bytes said %s", size, weir_error_name(r));
     if (r == -ENOBUFS && queued > 0) {
         owe_drain(to);
         to->is_cork_lifted = true;

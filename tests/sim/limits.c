@@ -154,7 +154,8 @@ static void check_times(connection *c, bool is_memory_short) {
     if (is_memory_short)
         c->waited_at = sim.now_ns;
     if (c->is_held_back || c->pipe_to != NULL || c->pipe_from != NULL || c->callbacks->on_data == NULL)
-        c->rested_at = sim.now_ns; /* or it may have: what is behind the pipe was full or busy, or nobody wants data */
+        c->rested_at =
+            sim.now_ns; /* or it may have: what is behind the pipe was full or busy, or nobody wants data */
     if (c->is_closing || stream->has_failed || weir_stream_get_state(stream) != WEIR_STREAM_OPEN)
         return;
     int64_t active = later(later(last_activity(c), c->waited_at), later(c->rested_at, c->held_until));

@@ -171,7 +171,7 @@ static void not_when_it_was_closed_before_it_was_handed_over(void **state) {
 }
 
 static int refused_write(void) {
-    static const uint8_t too_much[2 << 20];
+    static const uint8_t too_much[1 << 20];
     return weir_stream_write(stream, too_much, sizeof too_much);
 }
 
