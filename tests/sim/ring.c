@@ -152,9 +152,10 @@ void sim_post(weir__ring *ring, uint64_t user_data, int res, uint32_t flags) {
         (void)(take(&hopeful, user_data) + take(&loose, user_data)); /* it had its turn, or it is over */
     if (sim_has_room(ring)) {
         ring->cqes[ring->cq_tail++ % ring->cq_entries] = cqe;
-        unsigned count = ring->cq_tail - ring->cq_head;
+        unsigned count = ring->cq_tail - ring->cq_shown;
         bool is_classic = (flags & (IORING_CQE_F_BUFFER | IORING_CQE_F_BUF_MORE)) == IORING_CQE_F_BUFFER;
-        /* Only completions of different requests overtake each other, and with classic rings nobody can tell. */
+        /* Only completions of different requests overtake each other, before they are there for anybody to see, and with
+         * classic rings nobody can tell. */
         weir__cqe *last = &ring->cqes[(ring->cq_tail - 1) % ring->cq_entries];
         weir__cqe *before = &ring->cqes[(ring->cq_tail - 2) % ring->cq_entries];
         if (sim.config.classic && is_classic && count >= 2 && (last->user_data | 1) != (before->user_data | 1) &&
@@ -445,6 +446,7 @@ struct io_uring_sqe *weir__ring_sqe(weir__ring *ring) {
 }
 
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
+    ring->cq_shown = ring->cq_tail;
     if (ring->cq_head == ring->cq_tail) {
         sim_require(++ring->vain_looks < MOST_IDLE_ENTERS,
                     "the loop spins: it looks for completions and never enters");
@@ -455,6 +457,7 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
 }
 
 unsigned weir__ring_ready(const weir__ring *ring) {
+    ((weir__ring *)(uintptr_t)ring)->cq_shown = ring->cq_tail;
     return ring->cq_tail - ring->cq_head;
 }
 

@@ -35,7 +35,7 @@ struct weir__ring {
     struct io_uring_sqe *sqes;
     unsigned sq_entries, sq_count;
     weir__cqe *cqes;
-    unsigned cq_entries, cq_head, cq_tail;
+    unsigned cq_entries, cq_head, cq_tail, cq_shown; /* the tail, when the library last looked */
     weir__cqe *overflow;
     size_t overflow_count, overflow_capacity;
     request *requests, **last;
