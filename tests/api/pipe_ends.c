@@ -470,6 +470,40 @@ static void a_loop_closes_over_full_pipes(void **state) {
     }
 }
 
+static uint64_t staged(const weir_stream *stream) {
+    weir_stream_stats stats = { .size = sizeof stats };
+    test_ok(weir_stream_get_stats(stream, &stats));
+    return stats.staged_bytes;
+}
+
+/* A pipe's other end is there until its own peer has ended, or has said what it had to say, and takes nothing any more. What
+ * came meanwhile was received, for nobody, instead of making its sender wait. */
+static void nothing_is_received_for_an_end_that_takes_nothing_more(void **state) {
+    test_fixture *f = *state;
+    for (int breaks = 0; breaks < 2; breaks++) {
+        static witness a, b;
+        static uint8_t some[30000];
+        int pa = witness_pair(f, &a, false, NULL), pb = witness_pair(f, &b, false, NULL);
+        test_ok(weir_stream_pipe(a.stream, b.stream));
+        run_turns(f, 5);
+        if (breaks) {
+            shutdown(pb, SHUT_RD);
+            peer_send(pa, "lost", 4);
+        } else {
+            test_ok(weir_stream_close(b.stream));
+        }
+        run_turns(f, 10);
+        peer_send(pa, some, sizeof some);
+        run_turns(f, 10);
+        assert_int_equal(b.closes, 0);
+        assert_int_equal(staged(a.stream), 0);
+        shutdown(pb, SHUT_WR);
+        run_until(f, a.closes + b.closes == 2);
+        close(pa);
+        close(pb);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         loop_test(the_end_is_passed_on_after_the_last_byte_and_that_was_it),
@@ -483,6 +517,7 @@ int main(void) {
         loop_test(the_idle_time_stands_still_while_the_pipe_is_full),
         loop_test(what_cannot_be_piped_is_refused_and_unchanged),
         loop_test(an_on_close_may_abort_the_other_end),
+        loop_test(nothing_is_received_for_an_end_that_takes_nothing_more),
         cmocka_unit_test(a_loop_closes_over_full_pipes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -269,6 +269,64 @@ static void a_peer_that_has_ended_but_has_not_all_is_waited_for(void **state) {
     told_close("ec", WEIR_CLOSE_LINGER, -ETIMEDOUT);
 }
 
+/* ---- the receive of a pipe ------------------------------------------------------------------------------------ */
+
+/* The receive that the kernel has of this descriptor, or NULL. */
+static script_entry *find_receive(int fd) {
+    script_entry *entry;
+    for (unsigned i = 0; (entry = script_live(i)) != NULL; i++)
+        if (entry->sqe.opcode == IORING_OP_RECV && entry->sqe.fd == fd)
+            return entry;
+    return NULL;
+}
+
+static uint64_t staged(const weir_stream *stream) {
+    weir_stream_stats stats = { .size = sizeof stats };
+    test_ok(weir_stream_get_stats(stream, &stats));
+    return stats.staged_bytes;
+}
+
+/*
+ * A pipe's other end closes, which takes as long as its peer does. Nobody took the receive back meanwhile, and all that came
+ * on it was staged, for nobody: as much as the budget has, where receives cannot be limited, and then all others waited.
+ */
+static void a_pipes_receive_is_taken_back_when_its_other_end_closes(void **state) {
+    (void)state;
+    int from_fd, to_fd;
+    weir_stream *from = adopt(WEIR_NEVER, &from_fd), *to = adopt(WEIR_NEVER, &to_fd);
+    test_ok(weir_stream_pipe(from, to));
+    turns();
+    assert_non_null(find_receive(from_fd));
+    test_ok(weir_stream_close(to));
+    turns();
+    assert_null(find_receive(from_fd));
+    assert_int_equal(weir_stream_get_state(to), WEIR_STREAM_CLOSING); /* its peer has not ended yet */
+    assert_int_equal(weir_stream_get_state(from), WEIR_STREAM_OPEN);
+    test_ok(weir_stream_unpipe(from)); /* somebody reads again */
+    turns();
+    assert_non_null(find_receive(from_fd));
+}
+
+/* Likewise, when it can send nothing more but has still to hear what its peer has to say. */
+static void a_pipes_receive_is_taken_back_when_its_other_end_breaks(void **state) {
+    (void)state;
+    int from_fd, to_fd;
+    weir_stream *from = adopt(WEIR_NEVER, &from_fd), *to = adopt(WEIR_NEVER, &to_fd);
+    test_ok(weir_stream_pipe(from, to));
+    turns();
+    script_receive(find_receive(from_fd), "hello", 5, true);
+    turns();
+    script_complete(script_find(IORING_OP_SEND, to_fd), -EPIPE, 0);
+    turns();
+    assert_null(find_receive(from_fd));
+    assert_int_equal(staged(from), 0);
+    script_entry *answer = find_receive(to_fd);
+    assert_non_null(answer); /* there may be one */
+    script_complete(answer, 0, 0);
+    turns();
+    assert_string_equal(told.events, "cc");
+}
+
 /* ---- a condemned group ------------------------------------------------------------------------------------- */
 
 static weir_loop_info info_now(void) {
@@ -308,6 +366,8 @@ int main(void) {
         stream_test(a_peer_that_takes_nothing_more_has_it_once),
         stream_test(a_peer_that_has_all_and_has_ended_is_not_waited_for),
         stream_test(a_peer_that_has_ended_but_has_not_all_is_waited_for),
+        stream_test(a_pipes_receive_is_taken_back_when_its_other_end_closes),
+        stream_test(a_pipes_receive_is_taken_back_when_its_other_end_breaks),
         stream_test(what_condemned_the_rings_is_in_the_loops_info),
     };
     return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
