@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* When things happen: turns, posts, stopping, sleeping, settling, beginning and end. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "backend/uring.h"
 #include "loop/loop.h"
 #include "scripted/scripted.h"
@@ -590,6 +594,44 @@ static void listener_without_descriptors_rests_and_tries_again(void **state) {
     }
 }
 
+static pid_t child;
+
+static void close_and_fork(weir_listener *listener, weir_stream *stream, void *userdata) {
+    take(listener, stream, userdata);
+    test_ok(weir_listener_close(listener));
+    child = fork();
+    if (child == 0)
+        signal(SIGSEGV, SIG_DFL); /* cmocka would go on with the next test */
+}
+
+/* A connection had been held back, and with it a server wants no more, and forks for it. It was back in both, and the child
+ * closed the listener as well: it shut the parent's socket down, and was told so. */
+static void the_child_of_an_on_accept_is_not_told_that_its_listener_closed(void **state) {
+    (void)state;
+    static const weir_listener_callbacks forks = { .size = sizeof forks,
+                                                   .on_accept = close_and_fork,
+                                                   .on_close = over };
+    weir_listener *listener;
+    unsigned count = 0;
+    int status = -1;
+    begin_story();
+    test_ok(weir_listener_open(f.loop, "127.0.0.1:80", NULL, &listener));
+    test_ok(weir_listener_start(listener, &forks, &count));
+    turn();
+    test_ok(weir_listener_pause(listener));
+    assert_true(answer_accept(new_connection()));
+    assert_int_equal(count, 0);
+    test_ok(weir_listener_resume(listener));
+    child = -1;
+    int result = weir_loop_run_once(f.loop, 0);
+    if (child == 0)
+        _exit(strlen(story) > 0 || result != -ECHILD);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(count, 1);
+    assert_string_equal(story, "c");
+}
+
 /* ---- draining --------------------------------------------------------------------------------------- */
 
 static void drained_loop_ends_what_is_open_when_its_grace_is_over(void **state) {
@@ -825,6 +867,7 @@ int main(void) {
         loop_test(an_error_of_one_connection_does_not_hold_up_the_next),
         loop_test(an_error_of_each_connection_makes_the_listener_rest),
         loop_test(listener_without_descriptors_rests_and_tries_again),
+        loop_test(the_child_of_an_on_accept_is_not_told_that_its_listener_closed),
         loop_test(drained_loop_ends_what_is_open_when_its_grace_is_over),
         loop_test(grace_may_be_shortened_and_not_lengthened),
         bare_test(loop_that_is_closed_refuses_everything_but_questions),

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Queues of bytes: what merges, what is copied, what goes out, and whose references they hold. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "memory/sendq.h"
 #include "unit/bench.h"
 
@@ -483,6 +487,45 @@ static void clear_ends_also_when_releases_write(void **state) {
     close_queue();
 }
 
+static pid_t child;
+
+static void fork_at_first(const void *data, size_t size, void *userdata) {
+    unsigned *count = userdata;
+    (void)data, (void)size;
+    if (++*count > 1)
+        return;
+    child = fork();
+    if (child == 0)
+        signal(SIGSEGV, SIG_DFL); /* cmocka would go on with the next test */
+}
+
+/* One releases its memory, forks there, and is back in both: the child released the next one's, which is the parent's. */
+static void release_that_forks_is_the_last_one_in_its_child(void **state) {
+    (void)state;
+    for (int is_sent = 0; is_sent < 2; is_sent++) {
+        unsigned count = 0;
+        int status = -1;
+        open_queue();
+        child = -1;
+        for (int i = 0; i < 3; i++) {
+            weir_slice slice;
+            test_ok(weir_slice_wrap(b.pool, "wrapped", 7, fork_at_first, &count, &slice));
+            push(&slice);
+            weir_slice_unref(&slice);
+        }
+        if (is_sent)
+            weir__sendq_advance(&queue, &cache, 21);
+        else
+            weir__sendq_clear(&queue, &cache);
+        if (child == 0)
+            _exit(count != 1);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        assert_int_equal(count, 3);
+        close_queue();
+    }
+}
+
 /* ---- at random -------------------------------------------------------------------------------------- */
 
 static void random_queue_is_the_bytes_in_order(void **state) {
@@ -585,6 +628,7 @@ int main(void) {
         bench_test(wrapped_memory_is_released_when_its_last_byte_is_sent),
         bench_test(release_may_write_to_the_queue_that_drops_it),
         bench_test(clear_ends_also_when_releases_write),
+        bench_test(release_that_forks_is_the_last_one_in_its_child),
         bench_test(random_queue_is_the_bytes_in_order),
         bench_test(ranges_go_when_none_was_used_from_one_trim_to_the_next),
     };

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Streams over a kernel that does what the test says: what they ask of it, how often, and when they stop to wait. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "loop/loop.h"
 #include "scripted/scripted.h"
 #include "support/support.h"
@@ -327,6 +331,49 @@ static void a_pipes_receive_is_taken_back_when_its_other_end_breaks(void **state
     assert_string_equal(told.events, "cc");
 }
 
+/* ---- a child that a callback made ------------------------------------------------------------------------------- */
+
+static pid_t child;
+
+static void pause_and_fork(weir_stream *stream, const weir_slice *slice, void *userdata) {
+    on_data(stream, slice, userdata);
+    if (told.events[1] == '\0') {
+        test_ok(weir_stream_pause(stream));
+        return;
+    }
+    child = fork();
+    if (child == 0)
+        signal(SIGSEGV, SIG_DFL); /* cmocka would go on with the next test */
+}
+
+/* It is told what was staged, forks there, and is back in both: then the child was told of the end, which is the parent's. */
+static void the_child_of_an_on_data_is_not_told_of_the_end(void **state) {
+    (void)state;
+    static const weir_stream_callbacks forks = {
+        .size = sizeof forks, .on_data = pause_and_fork, .on_end = on_end, .on_close = on_close
+    };
+    int status = -1, fd = weir__sys_socket(AF_INET, SOCK_STREAM);
+    weir_stream *stream;
+    test_ok(weir_stream_adopt(f.loop, fd, NULL, &stream));
+    test_ok(weir_stream_start(stream, &forks, NULL));
+    turns();
+    script_entry *receive = find_receive(fd);
+    script_receive(receive, "one", 3, true);
+    script_receive(receive, "two", 3, true);
+    script_complete(receive, 0, 0);
+    turns();
+    assert_string_equal(told.events, "d");
+    assert_int_equal(staged(stream), 3);
+    test_ok(weir_stream_resume(stream));
+    child = -1;
+    int result = weir_loop_run_once(f.loop, 0);
+    if (child == 0)
+        _exit(strcmp(told.events, "dd") != 0 || result != -ECHILD);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_string_equal(told.events, "dde");
+}
+
 /* ---- a condemned group ------------------------------------------------------------------------------------- */
 
 static weir_loop_info info_now(void) {
@@ -368,6 +415,7 @@ int main(void) {
         stream_test(a_peer_that_has_ended_but_has_not_all_is_waited_for),
         stream_test(a_pipes_receive_is_taken_back_when_its_other_end_closes),
         stream_test(a_pipes_receive_is_taken_back_when_its_other_end_breaks),
+        stream_test(the_child_of_an_on_data_is_not_told_of_the_end),
         stream_test(what_condemned_the_rings_is_in_the_loops_info),
     };
     return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
