@@ -168,6 +168,43 @@ static void poll_that_nobody_renews_is_deregistered(void **state) {
     close_foreign();
 }
 
+/* One that asks for errors alone counted as not registered, as there was nothing in it that it asked for. The kernel kept it,
+ * as long as anybody had the file open, and told of it under the number, which was another file's by then. */
+static void poll_of_errors_alone_is_deregistered(void **state) {
+    (void)state;
+    open_foreign();
+    start_poll(o, 0);
+    epoll_expect_set(EPOLL_CTL_ADD, fd, EPOLLERR);
+    r.backend->verbs->cancel(r.backend, &o->op);
+    rig_turn();
+    told_final(o, -ECANCELED);
+    end_turn();
+    epoll_expect_set(EPOLL_CTL_DEL, fd, 0);
+    assert_false(script_is_registered(fd));
+    start_poll(o, 0);
+    script_ready(fd, EPOLLERR);
+    rig_turn();
+    told_final(o, POLLERR);
+    end_turn();
+    assert_false(script_is_registered(fd));
+    close_foreign();
+}
+
+/* And when another poll of the file had what it wanted, it was the one that was deregistered. */
+static void poll_of_errors_alone_stays_when_another_is_told(void **state) {
+    (void)state;
+    open_foreign();
+    start_poll(&o[0], 0);
+    start_poll(&o[1], POLLIN);
+    epoll_tell(fd, EPOLLIN);
+    told_final(&o[1], POLLIN);
+    epoll_tell(fd, EPOLLIN); /* which nobody wants any more */
+    assert_true(script_is_registered(fd));
+    epoll_tell(fd, EPOLLERR);
+    told_final(&o[0], POLLERR);
+    close_foreign();
+}
+
 /* The number was closed, and is another file's. */
 static void number_that_is_another_files_is_registered_anew(void **state) {
     (void)state;
@@ -301,6 +338,8 @@ int main(void) {
         epoll_test(regular_file_is_always_ready),
         epoll_test(poll_that_is_renewed_registers_again),
         epoll_test(poll_that_nobody_renews_is_deregistered),
+        epoll_test(poll_of_errors_alone_is_deregistered),
+        epoll_test(poll_of_errors_alone_stays_when_another_is_told),
         epoll_test(number_that_is_another_files_is_registered_anew),
         epoll_test(file_that_the_kernel_knows_is_changed),
         epoll_test(stream_on_a_number_that_was_polled_is_registered),
