@@ -200,6 +200,144 @@ static void nothing_is_known_while_completions_have_overflown(void **state) {
     close_queue();
 }
 
+/* ---- while each dispatch reaches its limit ---------------------------------------------------------------------- */
+
+enum { AT_ONCE = 2 };
+
+static script_entry *busy; /* a receive on which more comes than a dispatch takes */
+
+static void come(unsigned count) {
+    while (count-- > 0)
+        script_receive(busy, "x", 1, true);
+}
+
+/* As much comes as it takes. */
+static void busy_turn(void) {
+    come(AT_ONCE);
+    rig_submit();
+    assert_true(r.backend->verbs->dispatch(r.backend, AT_ONCE) >= AT_ONCE);
+    assert_true(r.backend->verbs->is_ready(r.backend));
+}
+
+static void send_silently(owner *it, int fd) {
+    r.backend->verbs->send(r.backend, &it->op, fd, &queue, true);
+    rig_submit();
+    assert_true(is_silent(script_expect(IORING_OP_SEND, fd)));
+}
+
+/* Five completions lie before it. */
+static void open_busy(void) {
+    open_queue(IORING_FEAT_CQE_SKIP);
+    busy = rig_receive(&o[1], 8);
+    come(5);
+    push("hello", 5);
+}
+
+static void close_busy(void) {
+    rig_dispatch();
+    weir__sendq_clear(&queue, &cache);
+    weir__range_cache_deinit(&cache);
+    rig_cancel_and_close(o, 4);
+}
+
+/*
+ * Where each turn brings more completions than a dispatch takes the queue is never found empty. A stream whose last reply was
+ * sent silently sent nothing more, until its write timeout. Its failure lies behind what lay there, but not behind what came
+ * since: that need not be waited for.
+ */
+static void what_lay_there_has_been_taken_is_enough_to_know(void **state) {
+    (void)state;
+    open_busy();
+    send_silently(&o[0], 7);
+    busy_turn(); /* five are left, of those that lay there when it was looked */
+    busy_turn();
+    busy_turn(); /* one */
+    told_nothing_more(o);
+    busy_turn();
+    told_late(5);
+    busy_turn();
+    told_nothing_more(o);
+    close_busy();
+}
+
+/* One that was sent while another is waited for has a wait of its own. */
+static void each_has_its_own_completions_to_wait_for(void **state) {
+    (void)state;
+    open_busy();
+    send_silently(&o[0], 7);
+    busy_turn();
+    send_silently(&o[2], 9);
+    busy_turn();
+    busy_turn();
+    told_nothing_more(&o[0]);
+    busy_turn(); /* five are left again, and are the other's */
+    told_late(5);
+    busy_turn();
+    busy_turn();
+    assert_int_equal(o[2].count, 0);
+    busy_turn();
+    assert_int_equal(o[2].count, 1);
+    assert_true(o[2].told[0].is_late);
+    close_busy();
+}
+
+/* It lies behind the others, with more behind it, and is found while it is waited for. */
+static void a_failure_among_them_is_told_at_once(void **state) {
+    (void)state;
+    open_busy();
+    script_set_room(2);
+    send_silently(&o[0], 7);
+    busy_turn();
+    busy_turn();
+    told_nothing_more(o);
+    busy_turn(); /* the sixth */
+    told_in_time(2);
+    busy_turn();
+    busy_turn();
+    told_nothing_more(o);
+    close_busy();
+}
+
+/* It has no room, waits for it, and is not taken for what it was meanwhile. */
+static void one_without_room_is_not_waited_for_with_the_others(void **state) {
+    (void)state;
+    open_busy();
+    script_set_room(0);
+    send_silently(&o[0], 7);
+    for (int i = 0; i < 6; i++)
+        busy_turn();
+    told_nothing_more(o);
+    script_complete(script_expect(IORING_OP_POLL_ADD, 7), POLLOUT, 0);
+    for (int i = 0; i < 5; i++)
+        busy_turn();
+    script_complete(script_expect(IORING_OP_SEND, 7), 5, 0);
+    for (int i = 0; i < 5; i++)
+        busy_turn();
+    told_in_time(5);
+    close_busy();
+}
+
+/* Its failure may be among those that had no room: nobody counts before they are in the queue. */
+static void nothing_is_counted_while_completions_have_overflown(void **state) {
+    (void)state;
+    open_busy();
+    send_silently(&o[0], 7);
+    script_overflow(true);
+    for (int i = 0; i < 6; i++)
+        busy_turn();
+    told_nothing_more(o);
+    script_overflow(false);
+    busy_turn();
+    busy_turn();
+    busy_turn();
+    told_nothing_more(o);
+    busy_turn();
+    told_late(5);
+    close_busy();
+}
+
+/* ---- others who come ------------------------------------------------------------------------------------------- */
+
 static void a_cancelled_one_has_been_sent_and_is_told_once(void **state) {
     (void)state;
     open_queue(IORING_FEAT_CQE_SKIP);
@@ -276,6 +414,11 @@ int main(void) {
         rig_test(what_the_kernel_has_not_taken_has_not_succeeded),
         rig_test(nothing_is_known_before_each_completion_was_looked_at),
         rig_test(nothing_is_known_while_completions_have_overflown),
+        rig_test(what_lay_there_has_been_taken_is_enough_to_know),
+        rig_test(each_has_its_own_completions_to_wait_for),
+        rig_test(a_failure_among_them_is_told_at_once),
+        rig_test(one_without_room_is_not_waited_for_with_the_others),
+        rig_test(nothing_is_counted_while_completions_have_overflown),
         rig_test(a_cancelled_one_has_been_sent_and_is_told_once),
         rig_test(somebody_who_comes_before_it_is_handed_over_is_told),
         rig_test(one_of_an_earlier_turn_is_not_slept_on),
