@@ -834,6 +834,56 @@ static void backend_is_ticked_about_once_a_second(void **state) {
     assert_false(u->has_no_memory);
 }
 
+/* ---- pressure ------------------------------------------------------------------------------------------ */
+
+static void feel_last(weir_loop *loop, weir_pool *pool, int level, void *userdata) {
+    (void)loop, (void)pool, (void)userdata;
+    tell((char)('0' + level));
+}
+
+/* It asks for itself again and again: what it hears is news to it each time. */
+static void feel_again(weir_loop *loop, weir_pool *pool, int level, void *userdata) {
+    (void)pool;
+    if (strlen(story) == 10)
+        fail_msg("it is told for ever");
+    tell('a');
+    test_ok(weir_loop_set_pressure(loop, level == WEIR_PRESSURE_NONE ? feel_last : feel_again, userdata));
+}
+
+static void feel_once(weir_loop *loop, weir_pool *pool, int level, void *userdata) {
+    (void)pool, (void)level;
+    tell('b');
+    test_ok(weir_loop_set_pressure(loop, feel_last, userdata));
+}
+
+/* Who asks for another function has not heard of anything, so the level was told again at once, to a function that asked for
+ * another one, and again: the turn never ended. */
+static void who_hears_of_pressure_may_have_another_hear_of_it(void **state) {
+    (void)state;
+    const weir_pool_options pool = { .size = sizeof pool, .budget_bytes = 1 << 20, .buffer_bytes = 4096 };
+    weir_slice most;
+    uint8_t *data;
+    begin_story();
+    test_open(&f, &tuning, &pool);
+    test_ok(weir_slice_new(f.loop->pool, 300 << 10, &data, &most));
+    test_ok(weir_loop_set_pressure(f.loop, feel_again, NULL));
+    turn();
+    assert_string_equal(story, "a");
+    turn();
+    assert_string_equal(story, "aa"); /* the new one's turn */
+    test_ok(weir_loop_set_pressure(f.loop, feel_once, NULL));
+    turn();
+    assert_string_equal(story, "aab");
+    turn();
+    turn();
+    assert_string_equal(story, "aab1"); /* as often as it changes */
+    weir_slice_unref(&most);
+    turn();
+    turn();
+    assert_string_equal(story, "aab10");
+    test_close(&f);
+}
+
 #define loop_test(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 #define bare_test(function) cmocka_unit_test_setup_teardown(function, bare_setup, bare_teardown)
 
@@ -879,6 +929,7 @@ int main(void) {
         bare_test(any_mode_goes_on_to_epoll_where_a_ring_is_refused),
         bare_test(any_mode_is_refused_where_memory_or_descriptors_are_missing),
         loop_test(backend_is_ticked_about_once_a_second),
+        bare_test(who_hears_of_pressure_may_have_another_hear_of_it),
     };
     return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }
