@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include "support/support.h"
 
@@ -24,6 +25,7 @@ struct weir__ring {
     struct io_uring_sqe *queue;
     unsigned entries, cq_entries, queued;
     bool is_enabled;
+    pid_t process; /* that opened it */
 };
 
 struct weir__buffer_ring {
@@ -189,6 +191,7 @@ int weir__ring_open(const weir_allocator *allocator, unsigned sq_entries, unsign
     ring->cq_entries = cq_entries > ring->entries ? cq_entries : ring->entries;
     ring->queue = calloc(ring->entries, sizeof *ring->queue);
     ring->allocator = allocator;
+    ring->process = getpid();
     script.ring = ring;
     script.rings_open++;
     *ret_ring = ring;
@@ -203,6 +206,12 @@ void weir__ring_close(weir__ring *ring) {
     script.rings_open--;
     free(ring->queue);
     weir__free(ring->allocator, ring, sizeof *ring);
+}
+
+/* A child of fork has no copy of the real one: whoever looks into it there is killed. */
+static void look_into(const weir__ring *ring) {
+    if (getpid() != ring->process)
+        abort();
 }
 
 uint32_t weir__ring_features(const weir__ring *ring) {
@@ -240,6 +249,7 @@ struct io_uring_sqe *weir__ring_sqe(weir__ring *ring) {
 }
 
 unsigned weir__ring_unsubmitted(const weir__ring *ring) {
+    look_into(ring);
     return ring->queued;
 }
 
@@ -378,7 +388,7 @@ void script_complete(script_entry *entry, int32_t res, uint32_t flags) {
 }
 
 bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
-    (void)ring;
+    look_into(ring);
     if (script.completion_head == script.visible_tail)
         return false;
     *ret_cqe = script.completions[script.completion_head++];
@@ -386,12 +396,12 @@ bool weir__ring_cqe(weir__ring *ring, weir__cqe *ret_cqe) {
 }
 
 unsigned weir__ring_ready(const weir__ring *ring) {
-    (void)ring;
+    look_into(ring);
     return script.visible_tail - script.completion_head;
 }
 
 bool weir__ring_has_cqe(const weir__ring *ring) {
-    (void)ring;
+    look_into(ring);
     return script.completion_head != script.visible_tail;
 }
 
@@ -400,7 +410,7 @@ void script_defer(bool defers) {
 }
 
 uint32_t weir__ring_flags(const weir__ring *ring) {
-    (void)ring;
+    look_into(ring);
     bool has_more = script.visible_tail != script.completion_tail;
     if (script.defers && has_more)
         return IORING_SQ_TASKRUN;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Sends whose success nobody waits for: the kernel is asked to say nothing of it, and it is known all the same. */
 #include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "unit/rig.h"
 
@@ -336,6 +338,35 @@ static void nothing_is_counted_while_completions_have_overflown(void **state) {
     close_busy();
 }
 
+static pid_t child;
+
+static void fork_here(owner *it, const told *last) {
+    (void)it, (void)last;
+    child = fork();
+}
+
+/* Somebody waits for its end by now, in a flush, say, and forks there. The child looked whether more could be settled, into a
+ * ring that it does not have, and was killed. */
+static void the_child_that_its_end_made_does_not_look_into_the_ring(void **state) {
+    (void)state;
+    int status = -1;
+    open_busy();
+    send_silently(&o[0], 7);
+    o[0].then = fork_here;
+    for (int i = 0; i < 4; i++) {
+        come(AT_ONCE);
+        rig_submit();
+        child = -1;
+        (void)r.backend->verbs->dispatch(r.backend, AT_ONCE);
+        if (child == 0)
+            _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    told_late(5);
+    close_busy();
+}
+
 /* ---- others who come ------------------------------------------------------------------------------------------- */
 
 static void a_cancelled_one_has_been_sent_and_is_told_once(void **state) {
@@ -419,6 +450,7 @@ int main(void) {
         rig_test(a_failure_among_them_is_told_at_once),
         rig_test(one_without_room_is_not_waited_for_with_the_others),
         rig_test(nothing_is_counted_while_completions_have_overflown),
+        rig_test(the_child_that_its_end_made_does_not_look_into_the_ring),
         rig_test(a_cancelled_one_has_been_sent_and_is_told_once),
         rig_test(somebody_who_comes_before_it_is_handed_over_is_told),
         rig_test(one_of_an_earlier_turn_is_not_slept_on),
