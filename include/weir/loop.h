@@ -214,7 +214,8 @@ typedef void (*weir_pressure_fn)(weir_loop *loop, weir_pool *pool, int level, vo
 
 /**
  * weir_loop_set_pressure() - hear when memory becomes scarce, and when that is over
- * @function: called at the end of a turn whose level differs from the last one told; NULL: nobody any more
+ * @function: called at the end of a turn whose level differs from the last one told, at first WEIR_PRESSURE_NONE; NULL:
+ *            nobody any more
  *
  * The numbers are weir_pool_get_stats()'s. What helps is to drop slices that are held, to close streams that hold many,
  * or to stop accepting. At WEIR_PRESSURE_STUCK streams wait for what they, or others, hold themselves, half messages in

@@ -165,10 +165,11 @@ static void cross_check(weir__uring *u) {
 static unsigned settle_silent(weir__uring *u, unsigned taken) {
     unsigned count = 0;
     u->settling_left -= (unsigned)weir__min_u64(taken, u->settling_left);
-    if (!weir__list_is_empty(&u->settling) && (u->settling_left == 0 || !u->has_more))
+    if (WEIR__UNLIKELY(!weir__list_is_empty(&u->settling)) && (u->settling_left == 0 || !u->has_more)) {
         count += weir__uring_settle_silent(u, &u->settling);
-    if (weir__fork_is_child(weir__pool_generation(u->group.pool)))
-        return count; /* somebody who waited for one forked, and this is the child: the ring is not there */
+        if (weir__fork_is_child(weir__pool_generation(u->group.pool)))
+            return count; /* somebody who waited for one forked, and this is the child: the ring is not there */
+    }
     bool is_all_known = !has_overflown(u) && weir__ring_unsubmitted(u->ring) == 0;
     if (!is_all_known || weir__list_is_empty(&u->silent))
         return count;

@@ -105,6 +105,8 @@ void weir__stream_fail(weir_stream *stream, int reason, int error) {
     stream->reason = (uint8_t)reason;
     stream->error = error;
     weir__stream_mark(stream);
+    if (stream->pipe_from != NULL)
+        weir__stream_mark(stream->pipe_from); /* its receive is to be taken back */
 }
 
 static bool is_quiet(const weir_stream *stream) {
