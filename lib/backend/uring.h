@@ -83,7 +83,7 @@ typedef struct weir__uring {
     weir__link doubtful; /* weir__op.link: receives, ARMED and not cancelled, that may have missed their end */
     weir__link silent;   /* weir__op.link: SILENT, in order */
     weir__link
-        settling; /* weir__op.link: SILENT, and what the kernel says of them is in the next settling_left completions */
+        settling; /* likewise, and what the kernel has to say of them is in the next settling_left completions */
     unsigned settling_left;
     weir__op wake;             /* a poll of the waker's eventfd */
     weir__uring_frame *frames; /* free ones */

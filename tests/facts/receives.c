@@ -190,6 +190,29 @@ static void reset_that_was_forgotten_is_told_once_by_a_look(void) {
     assert_int_equal(weir__sys_peek(ends[0]), 0);
 }
 
+/* While there is no memory to read the bytes. */
+static void reset_is_told_once_though_bytes_wait_before_it(void) {
+    begin();
+    assert_int_equal(weir__sys_lost(ends[0]), 0);
+    assert_int_equal(weir__sys_send(ends[1], "bytes", 5), 5);
+    reset_far_end();
+    nothing_comes();
+    assert_int_equal(weir__sys_peek(ends[0]), 1);
+    assert_int_equal(weir__sys_lost(ends[0]), -ECONNRESET);
+    assert_int_equal(weir__sys_lost(ends[0]), 0);
+}
+
+/* Its peer has closed, and had not read all that it was sent. */
+static void close_over_unread_bytes_is_a_reset_though_bytes_wait_before_it(void) {
+    begin();
+    assert_int_equal(weir__sys_send(ends[0], "unread", 6), 6);
+    assert_int_equal(weir__sys_send(ends[1], "bytes", 5), 5);
+    close_far_end();
+    nothing_comes();
+    assert_int_equal(weir__sys_peek(ends[0]), 1);
+    assert_int_equal(weir__sys_lost(ends[0]), -ECONNRESET);
+}
+
 static void orderly_end_behind_bytes_is_never_forgotten(void) {
     wait_for_bytes_and(close_far_end);
     is(next(), 1, 0, 0);
@@ -385,6 +408,8 @@ const fact facts_of_receives[] = {
     FACT(end_behind_bytes_that_were_polled_for_is_forgotten, UNIX),
     FACT(reset_behind_bytes_that_were_polled_for_is_forgotten, TCP),
     FACT(reset_that_was_forgotten_is_told_once_by_a_look, TCP),
+    FACT(reset_is_told_once_though_bytes_wait_before_it, TCP),
+    FACT(close_over_unread_bytes_is_a_reset_though_bytes_wait_before_it, ANY),
     FACT(orderly_end_behind_bytes_is_never_forgotten, TCP),
     FACT(receive_on_an_empty_ring_answers_at_once, ANY),
     FACT(receive_that_polls_first_waits_on_an_empty_ring, ANY),
