@@ -219,8 +219,9 @@ typedef void (*weir_pressure_fn)(weir_loop *loop, weir_pool *pool, int level, vo
  *
  * The numbers are weir_pool_get_stats()'s. What helps is to drop slices that are held, to close streams that hold many,
  * or to stop accepting. At WEIR_PRESSURE_STUCK streams wait for what they, or others, hold themselves, half messages in
- * chains, say: who ends the one that holds most lets all the others go on. weir does none of that by itself; it notices
- * resets, and lets idle timeouts run, also of streams that wait for memory.
+ * chains, say: who ends the one that holds most lets all the others go on. weir does none of that by itself. But once nothing
+ * has moved for two seconds it notices resets also of streams that wait for memory (what lay unread before one is lost), and
+ * their idle timeouts run.
  *
  * Context:   loop's thread; @function is called in a turn and may do what a callback may.
  * Return:    0; -EINVAL: no loop; -EPERM; -ECHILD.

@@ -79,9 +79,9 @@ typedef struct weir_stream_options {
     uint64_t queue_high_bytes;  /* writes say WEIR_WRITE_FULL; default 1 MiB, at most half of the limit */
     uint64_t queue_low_bytes;   /* on_drain; default a quarter of high */
     int64_t connect_timeout_ns; /* default 30 s */
-    /* Nothing is received, and the peer takes nothing of what is sent (that is found out half of the timeout later, if
-     * something is under way when it is over); for what is piped, at neither end. It stands still while reading is held back:
-     * paused, not granted, a full pipe, no memory though others go on. Then the stream is reset. Default none. */
+    /* Nothing is received, and the peer takes nothing of what is sent, as far as two looks at the kernel's buffer tell, half of
+     * the timeout apart; for what is piped, at neither end. It stands still while reading is held back: paused, not granted, a
+     * full pipe, no memory though others go on. Then the stream is reset. Default none. */
     int64_t idle_timeout_ns;
     int64_t write_timeout_ns;  /* something is queued, and the peer takes nothing; default 60 s */
     int64_t linger_timeout_ns; /* weir_stream_close waits so long for a peer that takes nothing; default 10 s */

@@ -136,8 +136,8 @@ typedef struct weir__backend_verbs {
     bool (*is_starved)(const weir__op *op);
     /* Nothing is under way but the backend's own. */
     bool (*is_quiet)(const weir__backend *backend);
-    /* About a second has passed. */
-    void (*tick)(weir__backend *backend);
+    /* About a second has passed. @is_still: and no byte was received or sent in the last two. */
+    void (*tick)(weir__backend *backend, bool is_still);
     /* Everything is quiet: leave the kernel, then the pool. The memory goes with free. Return: 0; -ETIMEDOUT: the
      * kernel would not let go in time, so the pool's posted buffers are left to it for ever. */
     int (*close)(weir__backend *backend);

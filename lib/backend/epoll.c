@@ -125,10 +125,11 @@ static bool is_quiet(const weir__backend *backend) {
     return WEIR__CONTAINER(backend, const weir__epoll, base)->under_way == 0;
 }
 
-static void tick(weir__backend *backend) {
+static void tick(weir__backend *backend, bool is_still) {
     weir__epoll *e = weir__epoll_of(backend);
+    if (is_still)
+        weir__epoll_look_at_parked(e);
     e->has_no_memory = false;
-    weir__epoll_look_at_parked(e);
     weir__pool_trim(e->pool);
 }
 

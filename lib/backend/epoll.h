@@ -111,7 +111,7 @@ bool weir__epoll_has_buffer(weir__epoll *e);
 /* Receive for the one that has been parked the longest; @is_private: into a block. false: there was none. */
 bool weir__epoll_serve_parked(weir__epoll *e, bool is_private);
 bool weir__epoll_has_private(const weir__epoll *e);
-/* About a second has passed: if nothing can be received for want of memory, are those that wait for it still connected? */
+/* Nothing moves: if that is for want of memory, are those that wait for it still connected? */
 void weir__epoll_look_at_parked(weir__epoll *e);
 
 #endif

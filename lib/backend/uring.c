@@ -242,14 +242,15 @@ static void free_frames(weir__uring *u) {
     }
 }
 
-static void tick(weir__backend *backend) {
+static void tick(weir__backend *backend, bool is_still) {
     weir__uring *u = weir__uring_of(backend);
+    if (is_still)
+        weir__uring_look_at_parked(u);
     u->has_no_memory = false;
     if (!u->frames_were_used)
         free_frames(u); /* a burst is over */
     u->frames_were_used = false;
     weir__uring_look_again(u);
-    weir__uring_look_at_parked(u);
     weir__pool_trim(u->group.pool);
 }
 

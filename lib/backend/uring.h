@@ -132,7 +132,7 @@ void weir__uring_complete(weir__uring *u, const weir__cqe *cqe);
 unsigned weir__uring_settle_silent(weir__uring *u, weir__link *list);
 /* About a second has passed: look at receives that have been silent in it. */
 void weir__uring_look_again(weir__uring *u);
-/* And at those that wait for memory, if there is none: their peers may be gone. */
+/* And nothing has moved: look at those that wait for memory, if there is none. Their peers may be gone. */
 void weir__uring_look_at_parked(weir__uring *u);
 /* The kernel has ended it, and it is not to be started again. */
 void weir__uring_finish(weir__uring *u, weir__op *op, int32_t result);

@@ -80,7 +80,7 @@ void weir__uring_look_again(weir__uring *u) {
 
 /*
  * A stream that waits for memory is not read from, nor is the reset behind what it has not read; and what it holds may be
- * what all wait for. So while nobody can be received for, their sockets are asked.
+ * what all wait for. So while nobody can be received for, their sockets are asked. (What lies before a reset is lost then.)
  */
 void weir__uring_look_at_parked(weir__uring *u) {
     bool is_dry = weir__pool_available(u->group.pool) == 0 || u->group.parked_for_blocks > 0;

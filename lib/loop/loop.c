@@ -218,8 +218,7 @@ static int turn(weir_loop *loop, int64_t timeout_ns) {
     tidy(loop);
     if (loop->now - loop->ticked >= TICK_NS) {
         loop->ticked = loop->now;
-        verbs->tick(loop->backend);
-        (void)weir__loop_moved_at(loop); /* no later than a second after it */
+        verbs->tick(loop->backend, loop->now - weir__loop_moved_at(loop) >= 2 * TICK_NS);
         weir__range_cache_trim(&loop->ranges);
     }
     return r < 0 ? r : (int)(count < INT32_MAX ? count : INT32_MAX);

@@ -24,6 +24,8 @@ static void take_apart(weir_stream *from) {
     to->pipe_from = NULL;
     to->is_pipe_full = false;
     weir__stream_mark(from);
+    weir__stream_reschedule(from); /* each is idle by itself now, and so sooner */
+    weir__stream_reschedule(to);
     weir_stream_unref(to);
     weir_stream_unref(from);
 }

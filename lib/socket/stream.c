@@ -239,7 +239,8 @@ WEIR_API weir_stream *weir_stream_unref(weir_stream *stream) {
         atomic_fetch_sub_explicit(&stream->refs, 1, memory_order_acq_rel) != 1)
         return NULL;
     weir_loop *loop = stream->loop;
-    weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
+    if (!stream->is_connected)
+        weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
     weir__stream_settings_unref(loop->allocator, stream->settings);
     weir__free(loop->allocator, stream, sizeof *stream);
     weir_loop_unref(loop);

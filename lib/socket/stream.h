@@ -44,19 +44,23 @@ struct weir_stream {
     int64_t sampled_at;                     /* when unsent_bytes was asked for */
     const weir_stream_callbacks *callbacks; /* NULL until start */
     void *userdata;
-    weir__dialling *dialling; /* while it connects */
-    weir_listener *listener;  /* that accepted it, if it counts its streams; referenced */
-    weir_stream *pipe_to;     /* where its input goes; referenced */
-    weir_stream *pipe_from;   /* whose input comes here; referenced */
+    union {
+        weir__dialling *dialling; /* until it is connected */
+        int64_t looked_at;        /* from then on: when looked_unsent was asked for */
+    };
+    weir_listener *listener; /* that accepted it, if it counts its streams; referenced */
+    weir_stream *pipe_to;    /* where its input goes; referenced */
+    weir_stream *pipe_from;  /* whose input comes here; referenced */
     weir__flush *flushes, **last_flush;
     uint32_t flush_count;
+    int looked_unsent;                     /* what the kernel held of ours at looked_at, for the idle timeout */
     const weir__stream_settings *settings; /* shared */
 
     uint8_t state;  /* enum weir_stream_state; changed by set_state() */
     uint8_t reason; /* enum weir_close_reason, once it has one */
     int error;
     int output_error; /* the send failed; what has come in is still delivered before the stream fails */
-    int unsent_bytes; /* what the kernel held of ours at sampled_at */
+    int unsent_bytes; /* what the kernel held of ours at sampled_at, for the other timeouts */
 
     /* One byte: none of these is so of a stream on which nothing but bytes goes back and forth. */
     bool is_paused : 1;
@@ -72,14 +76,13 @@ struct weir_stream {
     bool is_open_told : 1; /* on_open was called, or is not due */
     bool has_ended : 1;    /* the peer sends no more */
     bool is_end_told : 1;
-    bool is_shut : 1;           /* our half is ended */
-    bool is_reset : 1;          /* what is under way is being taken back, since it failed */
-    bool is_cut : 1;            /* and the connection is cut off, so that closing does not look like an end */
-    bool is_disowned : 1;       /* unstarted, and its owner will not start it: no on_close is owed */
-    bool is_write_timed : 1;    /* the timeout looks at progress_at */
-    bool is_limited : 1;        /* the receive under way ends by itself when it has brought so much */
-    bool is_end_passed : 1;     /* its peer's end was passed on by the pipe */
-    bool is_idle_looked_at : 1; /* it is idle, unless its peer takes some of what the kernel had at sampled_at */
+    bool is_shut : 1;        /* our half is ended */
+    bool is_reset : 1;       /* what is under way is being taken back, since it failed */
+    bool is_cut : 1;         /* and the connection is cut off, so that closing does not look like an end */
+    bool is_disowned : 1;    /* unstarted, and its owner will not start it: no on_close is owed */
+    bool is_write_timed : 1; /* the timeout looks at progress_at */
+    bool is_limited : 1;     /* the receive under way ends by itself when it has brought so much */
+    bool is_end_passed : 1;  /* its peer's end was passed on by the pipe */
 
     uint64_t credit; /* bytes that may still be delivered; UINT64_MAX: any number */
     uint64_t bytes_in, bytes_out, bytes_copied, bytes_piped, slices, queue_peak_bytes;

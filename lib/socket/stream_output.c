@@ -14,12 +14,12 @@ static WEIR__NOINLINE void connected(weir_stream *stream, int32_t result) {
         weir__stream_fail(stream, WEIR_CLOSE_CONNECT, result);
         return;
     }
+    weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
+    stream->looked_at = 0;
     stream->is_connected = true;
     weir__stream_set_deadline(stream, WEIR_NEVER);
     if (stream->wants_close)
         weir__stream_linger(stream);
-    weir__free(loop->allocator, stream->dialling, sizeof *stream->dialling);
-    stream->dialling = NULL;
 }
 
 /* The kernel would retry a Unix socket's connect on a poll that is always ready, until it gives up or has a thread of

@@ -27,13 +27,15 @@ static int64_t last_active(const weir_stream *stream) {
     return at;
 }
 
+/* Half way to the deadline somebody looks at what the kernel has for the peer, and at the deadline again. */
 static int64_t idle_due(const weir_stream *stream) {
-    int64_t timeout_ns = stream->settings->idle_timeout_ns, at = last_active(stream);
-    if (stream->state != WEIR_STREAM_OPEN || stream->held_at != 0)
+    int64_t timeout_ns = stream->settings->idle_timeout_ns;
+    if (stream->state != WEIR_STREAM_OPEN || stream->held_at != 0 || timeout_ns < 0)
         return INT64_MAX;
-    int64_t due = later(at, timeout_ns);
-    bool is_looked_at = stream->is_idle_looked_at && stream->sampled_at > at;
-    return is_looked_at ? max_time(due, later(stream->sampled_at, timeout_ns / 2)) : due;
+    int64_t at = last_active(stream);
+    if (stream->looked_at <= at)
+        return later(at, timeout_ns < 2 ? timeout_ns : timeout_ns / 2);
+    return max_time(later(at, timeout_ns), later(stream->looked_at, timeout_ns - timeout_ns / 2));
 }
 
 /*
@@ -148,9 +150,14 @@ static void write_passed(weir_stream *stream) {
     int before = stream->unsent_bytes;
     sample(stream);
     if (stream->unsent_bytes < before)
-        stream->progress_at = stream->active_at = stream->sampled_at;
+        stream->progress_at = stream->sampled_at;
     else
         weir__stream_fail(stream, WEIR_CLOSE_WRITE, -ETIMEDOUT);
+}
+
+static void note_unsent(weir_stream *stream) {
+    stream->looked_unsent = weir__sys_unsent(stream->fd);
+    stream->looked_at = weir__loop_now(stream->loop);
 }
 
 enum look { NOTHING, TAKES, TOO_EARLY };
@@ -158,17 +165,18 @@ enum look { NOTHING, TAKES, TOO_EARLY };
 /* Does the peer take what the kernel has for it? That is known when half of the timeout lies between two looks. */
 static enum look look(weir_stream *stream, int64_t timeout_ns) {
     int64_t now = weir__loop_now(stream->loop);
-    bool is_known = stream->sampled_at > stream->active_at;
-    int unsent = stream->fd >= 0 ? weir__sys_unsent(stream->fd) : 0;
-    if (is_known && unsent < stream->unsent_bytes) {
-        sample(stream);
-        stream->progress_at = stream->active_at = now;
+    if (!stream->is_connected || stream->fd < 0)
+        return NOTHING;
+    int unsent = weir__sys_unsent(stream->fd);
+    bool is_known = stream->looked_at > stream->active_at;
+    if (is_known && unsent < stream->looked_unsent) {
+        stream->active_at = now;
         return TAKES;
     }
-    if (unsent <= 0 || (is_known && now - stream->sampled_at >= timeout_ns / 2))
+    if (unsent <= 0 || (is_known && now - stream->looked_at >= timeout_ns / 2))
         return NOTHING;
     if (!is_known)
-        sample(stream);
+        note_unsent(stream);
     return TOO_EARLY;
 }
 
@@ -193,9 +201,14 @@ static void idle_passed(weir_stream *stream) {
         is_early |= found == TOO_EARLY;
     }
     stream->active_at = active_at;
-    stream->is_idle_looked_at = is_early; /* then we come again half of the timeout after that look */
-    if (is_early && later(stream->sampled_at, timeout_ns / 2) <= now)
-        sample(stream);
+    int64_t half_way = later(last_active(stream), timeout_ns / 2);
+    if (is_early) {
+        note_unsent(stream); /* and come again */
+    } else if (stream->looked_at < half_way && half_way <= now) {
+        stream->looked_unsent =
+            0; /* at either end: however late this look is, there is nothing to be seen by another */
+        stream->looked_at = half_way;
+    }
     if (idle_due(stream) <= now)
         weir__stream_fail(stream, WEIR_CLOSE_IDLE, -ETIMEDOUT);
 }

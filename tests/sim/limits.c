@@ -88,11 +88,14 @@ static int64_t last_activity(const connection *c) {
     return later(c->opened_at, later(c->ours->sent_at, c->ours->brought_at));
 }
 
-/* Who is piped is as busy as the other end. */
+static int64_t last_byte(const connection *c) {
+    return c != NULL ? later(c->ours->sent_at, c->ours->brought_at) : 0;
+}
+
+/* Who is piped is as busy as the other end, which may not be open yet. (Time that stood still is added to its own.) */
 static int64_t last_of_pipe(const connection *c) {
-    int64_t at = last_activity(c);
-    at = c->pipe_to != NULL ? later(at, last_activity(c->pipe_to)) : at;
-    return c->pipe_from != NULL ? later(at, last_activity(c->pipe_from)) : at;
+    int64_t other = later(last_byte(c->pipe_to), last_byte(c->pipe_from));
+    return other > c->held_until ? later(last_activity(c), other) : last_activity(c);
 }
 
 static int64_t last_progress(const connection *c) {

@@ -298,7 +298,7 @@ static void private_block_without_memory_waits_for_the_tick(void **state) {
     rig_dispatch();
     assert_int_equal(atomic_load(&r.memory.allocations), allocations);
     told_nothing_more(&o[1]);
-    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend, false);
     rig_turn();
     told_bytes(&o[1], "abc");
     close_dry(1);

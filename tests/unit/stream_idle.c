@@ -255,10 +255,10 @@ static void a_reset_of_who_waits_for_memory_is_noticed_when_there_is_none(void *
     script_complete(live_receive(fd), -ENOBUFS, 0);
     turns();
     assert_true(f.loop->backend->verbs->is_starved(&stream->in));
-    go_to(3000 * ms);
+    go_to(5000 * ms);
     assert_int_equal(told.closes, 0);
     script_set_lost(-ECONNRESET);
-    go_to(4500 * ms);
+    go_to(6500 * ms);
     assert_int_equal(told.closes, 1);
     assert_int_equal(told.reason, WEIR_CLOSE_ERROR);
     assert_int_equal(told.error, -ECONNRESET);
@@ -270,26 +270,78 @@ static void a_peer_that_takes_what_the_kernel_has_is_not_idle(void **state) {
     (void)state;
     int fd;
     weir_stream *stream = adopt(&idles, &fd);
+    script_set_unsent(5000);
     write_some(stream, 100);
     take(fd, 100);
-    for (int i = 1; i <= 5; i++) { /* looked at when it is due, and again half of the timeout later */
+    for (int i = 1; i <= 5; i++) { /* looked at half way, and at the end */
+        go_to(i * 100 * ms - 1);
         script_set_unsent(5000 - i);
-        go_to((i - 1) * 150 * ms + 120 * ms);
-        script_set_unsent(4999 - i);
-        go_to(i * 150 * ms);
+        go_to(i * 100 * ms);
         assert_int_equal(told.closes, 0);
     }
-    ends_at(5 * 150 * ms + 150 * ms, WEIR_CLOSE_IDLE);
+    ends_at(600 * ms, WEIR_CLOSE_IDLE);
+}
+
+/* It had the last of it a moment ago. */
+static void a_peer_that_has_taken_all_since_somebody_looked_is_not_idle(void **state) {
+    (void)state;
+    int fd;
+    weir_stream *stream = adopt(&idles, &fd);
+    script_set_unsent(5000);
+    write_some(stream, 100);
+    take(fd, 100);
+    go_to(99 * ms);
+    script_set_unsent(0);
+    ends_at(200 * ms, WEIR_CLOSE_IDLE);
 }
 
 static void a_peer_that_takes_nothing_of_the_kernels_is_idle(void **state) {
     (void)state;
     int fd;
     weir_stream *stream = adopt(&idles, &fd);
+    script_set_unsent(5000);
     write_some(stream, 100);
     take(fd, 100);
+    ends_at(timeout_ns, WEIR_CLOSE_IDLE);
+}
+
+/* The looks of the idle timeout were noted where those of the write timeout are, and moved that one on and on: a peer that
+ * read nothing, and sent a byte now and then, had its queue kept for ever. */
+static void looks_for_the_idle_timeout_leave_the_write_timeout_alone(void **state) {
+    (void)state;
+    int fd;
+    const weir_stream_options both = { .size = sizeof both,
+                                       .idle_timeout_ns = timeout_ns,
+                                       .write_timeout_ns = 6 * timeout_ns };
+    weir_stream *stream = adopt(&both, &fd);
     script_set_unsent(5000);
-    ends_at(150 * ms, WEIR_CLOSE_IDLE);
+    write_some(stream, 100);
+    for (int i = 1; i <= 6; i++) {
+        go_to(i * 90 * ms);
+        receive(fd, "a");
+    }
+    ends_at(6 * timeout_ns, WEIR_CLOSE_WRITE);
+}
+
+/* Likewise of a stream that lingers, by the other end of a pipe. */
+static void looks_for_the_idle_timeout_leave_the_linger_timeout_alone(void **state) {
+    (void)state;
+    int closing_fd, idle_fd;
+    const weir_stream_options lingers = { .size = sizeof lingers, .linger_timeout_ns = 3 * timeout_ns };
+    weir_stream *closing = adopt(&lingers, &closing_fd), *idle = adopt(&idles, &idle_fd);
+    test_ok(weir_stream_pipe(closing, idle));
+    turns();
+    go_to(10 * ms);
+    script_set_unsent(5000);
+    test_ok(weir_stream_close(closing));
+    turns();
+    go_to(40 * ms);
+    script_set_unsent(4000);
+    go_to(310 * ms);
+    assert_int_equal(weir_stream_get_state(closing),
+                     WEIR_STREAM_CLOSING); /* its peer has taken some since the close */
+    go_to(610 * ms);
+    assert_int_equal(weir_stream_get_state(closing), WEIR_STREAM_CLOSED);
 }
 
 /* It has said all that it has to say, and the other end's peer takes it slowly: the pipe was cut, and the rest lost. */
@@ -309,9 +361,9 @@ static void the_end_of_a_pipe_is_as_busy_as_the_other(void **state) {
         }
         assert_int_equal(told.closes, 0);
         script_set_unsent(5000); /* now the kernel alone has something for either peer */
-        go_to((450 + 120) * ms);
+        go_to((450 + 60) * ms);
         script_set_unsent(4000);
-        go_to((450 + 160) * ms);
+        go_to((450 + 110) * ms);
         assert_int_equal(told.closes, 0);
         script_set_unsent(0);
         go_to(2000 * ms);
@@ -381,7 +433,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_reset_of_who_waits_for_memory_is_noticed_when_there_is_none, setup_small,
                                         teardown),
         time_test(a_peer_that_takes_what_the_kernel_has_is_not_idle),
+        time_test(a_peer_that_has_taken_all_since_somebody_looked_is_not_idle),
         time_test(a_peer_that_takes_nothing_of_the_kernels_is_idle),
+        time_test(looks_for_the_idle_timeout_leave_the_write_timeout_alone),
+        time_test(looks_for_the_idle_timeout_leave_the_linger_timeout_alone),
         time_test(the_end_of_a_pipe_is_as_busy_as_the_other),
         time_test(the_idle_time_begins_with_the_start),
         time_test(a_stream_that_connects_is_not_idle),

@@ -190,7 +190,7 @@ static void reserve_without_memory_is_tried_again_at_the_tick(void **state) {
     assert_int_equal(atomic_load(&r.memory.failed), failed);
     assert_int_equal(script_receives(), 0);
     atomic_store(&r.memory.fail_every, 0);
-    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend, false);
     rig_turn();
     told_bytes(&o[1], "abc");
     close_parked(1);

@@ -200,7 +200,7 @@ static void error_of_the_stream_is_final(void **state) {
  * while, is looked at.
  */
 static void tick(void) {
-    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend, false);
 }
 
 static script_entry *silent_receive(void) {

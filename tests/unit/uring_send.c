@@ -359,14 +359,14 @@ static void frames_go_when_none_was_used_from_one_tick_to_the_next(void **state)
     push("two", 3);
     sent(send_queue(IORING_OP_SENDMSG), 0);
     uint64_t blocks = atomic_load(&r.memory.live_blocks);
-    r.backend->verbs->tick(r.backend); /* one was used before it */
+    r.backend->verbs->tick(r.backend, false); /* one was used before it */
     assert_int_equal(atomic_load(&r.memory.live_blocks), blocks);
     script_entry *entry = send_queue(IORING_OP_SENDMSG);
-    r.backend->verbs->tick(r.backend);
-    r.backend->verbs->tick(r.backend); /* it is under way */
+    r.backend->verbs->tick(r.backend, false);
+    r.backend->verbs->tick(r.backend, false); /* it is under way */
     sent(entry, 0);
     assert_int_equal(atomic_load(&r.memory.live_blocks), blocks);
-    r.backend->verbs->tick(r.backend);
+    r.backend->verbs->tick(r.backend, false);
     assert_int_equal(atomic_load(&r.memory.live_blocks), blocks - 1);
     sent(send_queue(IORING_OP_SENDMSG), 6);
     close_queue();
