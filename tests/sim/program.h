@@ -27,7 +27,8 @@ enum {
     MOST_EXTERNAL = 4096,
     MOST_POSTS = 1024,
     TIMER_SLACK = 1000000,
-    LEAP_NS = 10000000, /* in the calm, between two turns */
+    STILL_NS = 2000000000, /* so long nothing moved: then the library looks for resets */
+    LEAP_NS = 10000000,    /* in the calm, between two turns */
     MOST_FLUSHES = 4
 };
 

@@ -201,7 +201,9 @@ static bool is_everything_over(void) {
 /* A peer that reset is noticed soon, whatever the stream is doing or not doing. */
 static void expect_resets_noticed(void) {
     bool is_one_left = true;
+    int turns = 0;
     while (is_one_left) {
+        sim_require(++turns < 100000, "resets are not noticed, and it goes on and on: %s", sim_describe());
         turn();
         sim.now_ns += LEAP_NS;
         is_one_left = false;
@@ -210,6 +212,9 @@ static void expect_resets_noticed(void) {
             if (!c->is_started || c->closes > 0 || !c->peer_was_reset || c->is_closing)
                 continue;
             is_one_left = true;
+            bool is_starved = app.loop->backend->verbs->is_starved(&c->stream->in);
+            if (is_starved && app.loop->now - app.loop->moved_at < STILL_NS)
+                continue; /* others go on, and then there will be memory to read what lies before its reset */
             /* Where a turn looks at a few completions only, hundreds may wait in the queue. */
             sim_require(++c->turns_since_reset < (app.max_turn_events > 0 ? 10000 : 400),
                         "connection %llu: its peer reset it, and nobody noticed: %s",
