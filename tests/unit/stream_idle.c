@@ -330,6 +330,7 @@ static void looks_for_the_idle_timeout_leave_the_linger_timeout_alone(void **sta
     const weir_stream_options lingers = { .size = sizeof lingers, .linger_timeout_ns = 3 * timeout_ns };
     weir_stream *closing = adopt(&lingers, &closing_fd), *idle = adopt(&idles, &idle_fd);
     test_ok(weir_stream_pipe(closing, idle));
+    (void)weir_stream_ref(closing);
     turns();
     go_to(10 * ms);
     script_set_unsent(5000);
@@ -342,6 +343,7 @@ static void looks_for_the_idle_timeout_leave_the_linger_timeout_alone(void **sta
                      WEIR_STREAM_CLOSING); /* its peer has taken some since the close */
     go_to(610 * ms);
     assert_int_equal(weir_stream_get_state(closing), WEIR_STREAM_CLOSED);
+    weir_stream_unref(closing);
 }
 
 /* It has said all that it has to say, and the other end's peer takes it slowly: the pipe was cut, and the rest lost. */
