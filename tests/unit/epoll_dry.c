@@ -304,6 +304,39 @@ static void private_block_without_memory_waits_for_the_tick(void **state) {
     close_dry(1);
 }
 
+/* They are asked when nothing moves any more: before that, memory may come, and what lies before the reset is read. */
+static void reset_of_the_parked_is_told_when_nothing_moves(void **state) {
+    (void)state;
+    open_dry(1, 0);
+    park(2);
+    script_set_lost(-ECONNRESET);
+    r.backend->verbs->tick(r.backend, false);
+    rig_turn();
+    told_nothing_more(&o[1]);
+    assert_int_equal(rig_pool_stats().parked_streams, 2);
+    r.backend->verbs->tick(r.backend, true);
+    assert_int_equal(rig_pool_stats().parked_streams, 0);
+    epoll_settle();
+    told_final(&o[1], -ECONNRESET);
+    told_final(&o[2], -ECONNRESET);
+    close_dry(2);
+}
+
+/* The budget had room, and the system had none: nobody was asked, since one more block was about to be tried. */
+static void reset_of_the_parked_is_told_when_there_is_no_memory_for_a_block(void **state) {
+    (void)state;
+    open_dry(1, 4);
+    park(1);
+    atomic_store(&r.memory.fail_at, atomic_load(&r.memory.allocations) + 1);
+    rig_turn();
+    assert_int_equal(atomic_load(&r.memory.failed), 1);
+    script_set_lost(-ECONNRESET);
+    r.backend->verbs->tick(r.backend, true);
+    epoll_settle();
+    told_final(&o[1], -ECONNRESET);
+    close_dry(1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         epoll_test(receive_that_finds_no_buffer_is_parked),
@@ -318,6 +351,8 @@ int main(void) {
         epoll_test(reserve_is_used_at_last_while_others_move),
         epoll_test(limit_is_exact_in_the_reserve),
         epoll_test(private_block_without_memory_waits_for_the_tick),
+        epoll_test(reset_of_the_parked_is_told_when_nothing_moves),
+        epoll_test(reset_of_the_parked_is_told_when_there_is_no_memory_for_a_block),
     };
     return cmocka_run_group_tests_name("epoll-dry", tests, NULL, NULL);
 }
