@@ -265,14 +265,19 @@ static void a_reset_of_who_waits_for_memory_is_noticed_when_there_is_none(void *
     let_go();
 }
 
+/* The kernel has taken all that was written, and the peer so much less. */
+static void adopt_with_unsent(int bytes) {
+    int fd;
+    weir_stream *stream = adopt(&idles, &fd);
+    script_set_unsent(bytes);
+    write_some(stream, 100);
+    take(fd, 100);
+}
+
 /* The kernel may have megabytes left when it has taken all of a queue, and the peer may read them all the time. */
 static void a_peer_that_takes_what_the_kernel_has_is_not_idle(void **state) {
     (void)state;
-    int fd;
-    weir_stream *stream = adopt(&idles, &fd);
-    script_set_unsent(5000);
-    write_some(stream, 100);
-    take(fd, 100);
+    adopt_with_unsent(5000);
     for (int i = 1; i <= 5; i++) { /* looked at half way, and at the end */
         go_to(i * 100 * ms - 1);
         script_set_unsent(5000 - i);
@@ -285,11 +290,7 @@ static void a_peer_that_takes_what_the_kernel_has_is_not_idle(void **state) {
 /* It had the last of it a moment ago. */
 static void a_peer_that_has_taken_all_since_somebody_looked_is_not_idle(void **state) {
     (void)state;
-    int fd;
-    weir_stream *stream = adopt(&idles, &fd);
-    script_set_unsent(5000);
-    write_some(stream, 100);
-    take(fd, 100);
+    adopt_with_unsent(5000);
     go_to(99 * ms);
     script_set_unsent(0);
     ends_at(200 * ms, WEIR_CLOSE_IDLE);
@@ -297,11 +298,7 @@ static void a_peer_that_has_taken_all_since_somebody_looked_is_not_idle(void **s
 
 static void a_peer_that_takes_nothing_of_the_kernels_is_idle(void **state) {
     (void)state;
-    int fd;
-    weir_stream *stream = adopt(&idles, &fd);
-    script_set_unsent(5000);
-    write_some(stream, 100);
-    take(fd, 100);
+    adopt_with_unsent(5000);
     ends_at(timeout_ns, WEIR_CLOSE_IDLE);
 }
 
@@ -375,6 +372,25 @@ static void the_end_of_a_pipe_is_as_busy_as_the_other(void **state) {
     }
 }
 
+/* Its own time was over before, and it had been as busy as the other. */
+static void the_end_of_a_pipe_that_is_taken_apart_is_idle_by_itself(void **state) {
+    (void)state;
+    const weir_stream_options never = { .size = sizeof never };
+    int other_fd, idle_fd;
+    weir_stream *other = adopt(&never, &other_fd), *idle = adopt(&idles, &idle_fd);
+    test_ok(weir_stream_pipe(idle, other));
+    turns();
+    go_to(90 * ms);
+    receive(other_fd, "a");
+    go_to(110 * ms);
+    assert_int_equal(told.closes, 0);
+    test_ok(weir_stream_unpipe(idle));
+    turns();
+    go_to(112 * ms);
+    assert_int_equal(told.closes, 1);
+    assert_int_equal(told.reason, WEIR_CLOSE_IDLE);
+}
+
 static void the_idle_time_begins_with_the_start(void **state) {
     (void)state;
     int fd;
@@ -440,6 +456,7 @@ int main(void) {
         time_test(looks_for_the_idle_timeout_leave_the_write_timeout_alone),
         time_test(looks_for_the_idle_timeout_leave_the_linger_timeout_alone),
         time_test(the_end_of_a_pipe_is_as_busy_as_the_other),
+        time_test(the_end_of_a_pipe_that_is_taken_apart_is_idle_by_itself),
         time_test(the_idle_time_begins_with_the_start),
         time_test(a_stream_that_connects_is_not_idle),
         time_test(a_stream_that_closes_has_the_linger_timeout_alone),
